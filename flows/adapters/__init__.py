@@ -1,0 +1,1 @@
+"""One outside system a file: each translates, none decides."""

@@ -1,0 +1,125 @@
+"""`model.yaml`: everything a team says about one model.
+
+The sections `name`, `description`, `signature`, `resources`, `scan`, `promotion` and `drift` are checked
+here. The section `serving` belongs to the model server, which checks it itself
+(`python -m serving check FOLDER`); here it is only carried along.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from flows.domain.drift_policy import DriftPolicy
+from flows.domain.errors import SpecInvalid
+from flows.domain.policy import PromotionPolicy
+from flows.domain.release import MODEL_NAME
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Column(Section):
+    """One named input or output. A `shape` makes it a tensor per row; without one it is a scalar."""
+
+    name: str
+    type: Literal["number", "integer", "boolean", "string"]
+    shape: tuple[int, ...] = ()
+    nullable: bool = False
+    minimum: float | None = None
+    maximum: float | None = None
+    description: str = ""
+
+
+class Signature(Section):
+    inputs: tuple[Column, ...] = Field(min_length=1)
+    outputs: tuple[Column, ...] = Field(min_length=1)
+
+
+class Resources(Section):
+    """What one server of a release asks for, and how many there are."""
+
+    pool: Literal["cpu", "gpu"] = "cpu"
+    cpu: str = "1"
+    memory: str = "1Gi"
+    gpu: int = Field(default=0, ge=0, le=8)
+    replicas: int = Field(default=1, ge=1, le=1000)
+    max_replicas: int = Field(default=4, ge=1, le=1000)
+    autoscaling: Literal["none", "hpa", "keda"] = "hpa"
+    scale_to_zero: bool = False
+    start_seconds: float = Field(default=120, gt=0)
+    """How long a server may take to become ready before its release counts as broken."""
+    drain_seconds: float = Field(default=30, ge=0)
+
+
+class ScanPolicy(Section):
+    """Which findings in the image stop a promotion before anything is deployed."""
+
+    mode: Literal["require", "record"] = "require"
+    """`require`: no vulnerability database, no promotion. `record`: say so in the report and go on."""
+    severity: tuple[Literal["LOW", "MEDIUM", "HIGH", "CRITICAL"], ...] = ("HIGH", "CRITICAL")
+    ignore_unfixed: bool = True
+    allow: tuple[str, ...] = ()
+    """Finding ids (`CVE-…`, `AVD-…`) accepted by the model's owners."""
+
+
+class ModelSpec(Section):
+    name: str
+    description: str = ""
+    signature: Signature
+    serving: dict[str, Any] = Field(default_factory=dict)
+    resources: Resources = Resources()
+    scan: ScanPolicy = ScanPolicy()
+    promotion: PromotionPolicy = PromotionPolicy()
+    drift: DriftPolicy = DriftPolicy()
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_a_dns_label(cls, name: str) -> str:
+        if not MODEL_NAME.fullmatch(name):
+            raise ValueError("must be lower-case letters, digits and dashes, 40 characters at most")
+        return name
+
+
+def parse_spec(text: str, source: str) -> ModelSpec:
+    """Parse the text of a `model.yaml`; `source` is the file's name for messages.
+
+    Raises SpecInvalid with one line a problem: file, key, what is wrong, what is allowed.
+    """
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise SpecInvalid(f"{source}: not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise SpecInvalid(f"{source}: expected keys such as 'name' and 'signature' at the top level")
+    try:
+        return ModelSpec.model_validate(content)
+    except ValidationError as error:
+        raise SpecInvalid("; ".join(f"{source}: {problem}" for problem in _problems(error))) from error
+
+
+def _problems(error: ValidationError) -> list[str]:
+    problems = []
+    for detail in error.errors():
+        key = ".".join(str(part) for part in detail["loc"]) or "(top level)"
+        if detail["type"] == "extra_forbidden":
+            problems.append(f"{key}: unknown key; allowed here: {', '.join(_siblings(detail['loc']))}")
+        else:
+            problems.append(f"{key}: {detail['msg']} (found {detail['input']!r})")
+    return problems
+
+
+def _siblings(location: tuple[int | str, ...]) -> list[str]:
+    """The keys that the schema allows beside the unknown one."""
+    section: type[BaseModel] = ModelSpec
+    for part in location[:-1]:
+        if isinstance(part, str) and part in section.model_fields:
+            annotation = section.model_fields[part].annotation
+            candidates = [annotation, *getattr(annotation, "__args__", ())]
+            section = next(
+                (c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), section
+            )
+    return sorted(section.model_fields)
