@@ -1,0 +1,139 @@
+"""Runs one batch on the model and checks what comes back. Called from the batcher, often in its thread.
+
+What the model answers is trusted as little as what the client sends: missing rows, wrong shapes and values
+that the signature forbids become a ModelFault, never an answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import msgspec
+import numpy as np
+
+from serving.codec import NUMPY, flattened, value_type
+from serving.errors import ModelFault
+from serving.rows import Array, Payload, RecordPayload, RecordResult, Result, TensorPayload, TensorResult
+from serving.runtimes import RowRuntime, TensorRuntime
+from serving.spec import ModelFile
+
+
+class InvalidOutput(ModelFault):
+    """The model answered, but not what its signature says."""
+
+    title, reason = "The model's answer breaks its signature", "invalid_output"
+
+
+class Engine(Protocol):
+    def infer(self, payloads: Sequence[Payload]) -> Sequence[Result]:
+        """One result for each payload, in order. Whatever the model raises comes out as it is."""
+
+
+class TensorEngine:
+    def __init__(self, runtime: TensorRuntime, model: ModelFile) -> None:
+        self._run = runtime.run
+        self._dtypes = [NUMPY[model.datatype(column)] for column in model.signature.inputs]
+        self._outputs = [
+            (column, column.shape, np.dtype(NUMPY[model.datatype(column)])) for column in model.signature.outputs
+        ]
+        self._stacked = model.serving.runtime.inputs == "stack"
+
+    def infer(self, payloads: Sequence[Payload]) -> list[Result]:
+        counts = [payload.count for payload in payloads]
+        total = sum(counts)
+        parts = [payload.columns for payload in payloads if isinstance(payload, TensorPayload)]
+        arrays = [
+            flattened([part[index] for part in parts], dtype) for index, dtype in enumerate(self._dtypes)
+        ]
+        if self._stacked:
+            arrays = [np.stack([array.astype(np.float32, copy=False) for array in arrays], axis=1)]
+        outputs = self._checked(self._run(arrays), total)
+        if len(payloads) == 1:
+            return [TensorResult(total, outputs)]
+        results: list[Result] = []
+        start = 0
+        for count in counts:
+            stop = start + count
+            results.append(TensorResult(count, [output[start:stop] for output in outputs]))
+            start = stop
+        return results
+
+    def _checked(self, outputs: Sequence[Array], rows: int) -> list[Array]:
+        if len(outputs) != len(self._outputs):
+            raise InvalidOutput(f"the model gave {len(outputs)} outputs, its signature has {len(self._outputs)}")
+        checked = []
+        for array, (column, shape, dtype) in zip(outputs, self._outputs, strict=True):
+            if array.shape != (rows, *shape):
+                if array.size != rows * column.elements:
+                    raise InvalidOutput(
+                        f"output {column.name} has shape {array.shape}, expected {(rows, *shape)}"
+                    )
+                array = array.reshape((rows, *shape))
+            if array.dtype != dtype:
+                array = array.astype(dtype)
+            if dtype.kind == "f" and not column.nullable and not np.isfinite(array).all():
+                raise InvalidOutput(f"output {column.name} holds NaN or infinity")
+            if column.minimum is not None and (array < column.minimum).any():
+                raise InvalidOutput(f"output {column.name} is below its minimum {column.minimum}")
+            if column.maximum is not None and (array > column.maximum).any():
+                raise InvalidOutput(f"output {column.name} is above its maximum {column.maximum}")
+            checked.append(np.ascontiguousarray(array))
+        return checked
+
+
+class RecordEngine:
+    def __init__(self, runtime: RowRuntime, model: ModelFile) -> None:
+        self._predict = runtime.predict
+        fields: list[Any] = []
+        for index, column in enumerate(model.signature.outputs):
+            kind = value_type(column, model.datatype(column))
+            fields.append((f"f{index}", kind, None) if column.nullable else (f"f{index}", kind))
+        row = msgspec.defstruct(
+            "Output",
+            fields,
+            rename={f"f{index}": column.name for index, column in enumerate(model.signature.outputs)},
+            forbid_unknown_fields=True,
+            kw_only=True,
+        )
+        self._type: Any = list[row]  # type: ignore[valid-type]
+        self._optional = [column.name for column in model.signature.outputs if column.nullable]
+
+    def infer(self, payloads: Sequence[Payload]) -> list[Result]:
+        records = [payload for payload in payloads if isinstance(payload, RecordPayload)]
+        rows = [row for record in records for row in record.rows]
+        outputs = self._checked(self._predict(rows), len(rows))
+        results: list[Result] = []
+        start = 0
+        for record in records:
+            results.append(RecordResult(outputs[start : start + record.count]))
+            start += record.count
+        return results
+
+    def _checked(self, outputs: object, rows: int) -> list[dict[str, Any]]:
+        if not isinstance(outputs, list) or len(outputs) != rows:
+            found = f"{len(outputs)} rows" if isinstance(outputs, list) else type(outputs).__name__
+            raise InvalidOutput(f"predict() gave {found}, expected a list of {rows} dicts")
+        try:
+            msgspec.convert(outputs, self._type)
+        except msgspec.ValidationError:
+            # numpy scalars and arrays are fine as values; they are made plain before the second look.
+            outputs = [_plain(row) for row in outputs]
+            try:
+                msgspec.convert(outputs, self._type)
+            except msgspec.ValidationError as error:
+                raise InvalidOutput(f"predict() gave a bad row: {error}") from None
+        for name in self._optional:
+            for row in outputs:
+                row.setdefault(name, None)
+        return outputs
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,82 @@
+"""What travels through the batcher: some rows of input, and the rows of output that belong to them.
+
+There are two shapes of both. Models that compute on tensors take columns; handlers take one dict a row.
+A column of a payload may still be a plain list: one conversion of a whole batch costs a fraction of one a
+request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+class TensorPayload:
+    """Rows of a tensor model: for each input a list of row values or an array (rows, *shape)."""
+
+    __slots__ = ("columns", "count", "size")
+
+    def __init__(self, count: int, columns: Sequence[list[Any] | Array], size: int) -> None:
+        self.count = count
+        self.columns = columns
+        self.size = size
+        """Bytes these rows take as arrays."""
+
+    def part(self, start: int, stop: int) -> TensorPayload:
+        columns = [column[start:stop] for column in self.columns]
+        return TensorPayload(stop - start, columns, self.size * (stop - start) // self.count)
+
+
+class RecordPayload:
+    """Rows of a handler: one dict by input name a row; tensor inputs are numpy arrays in it."""
+
+    __slots__ = ("count", "rows", "size")
+
+    def __init__(self, count: int, rows: list[dict[str, Any]], size: int) -> None:
+        self.count = count
+        self.rows = rows
+        self.size = size
+
+    def part(self, start: int, stop: int) -> RecordPayload:
+        return RecordPayload(stop - start, self.rows[start:stop], self.size * (stop - start) // self.count)
+
+
+class TensorResult:
+    """Output arrays (rows, *shape) in the order of the signature."""
+
+    __slots__ = ("columns", "count")
+
+    def __init__(self, count: int, columns: list[Array]) -> None:
+        self.count = count
+        self.columns = columns
+
+
+class RecordResult:
+    """One dict by output name a row."""
+
+    __slots__ = ("count", "rows")
+
+    def __init__(self, rows: list[dict[str, Any]]) -> None:
+        self.count = len(rows)
+        self.rows = rows
+
+
+Payload = TensorPayload | RecordPayload
+Result = TensorResult | RecordResult
+
+
+def joined(results: Sequence[Result]) -> Result:
+    """One result out of the consecutive parts of a split request."""
+    if len(results) == 1:
+        return results[0]
+    first = results[0]
+    if isinstance(first, RecordResult):
+        return RecordResult([row for part in results if isinstance(part, RecordResult) for row in part.rows])
+    parts = [part.columns for part in results if isinstance(part, TensorResult)]
+    columns = [np.concatenate([part[index] for part in parts]) for index in range(len(first.columns))]
+    return TensorResult(sum(part.count for part in results), columns)

@@ -1,0 +1,60 @@
+"""What executes a model. One module a runtime, imported only when a model asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from serving.errors import StartupError
+from serving.rows import Array
+from serving.spec import ModelFile
+
+
+class TensorRuntime(Protocol):
+    def run(self, inputs: Sequence[Array]) -> Sequence[Array]:
+        """Arrays (rows, *shape) in the order of the signature, in and out. Called by one thread at a time."""
+
+    def tune(self, largest_batch_seconds: float) -> None:
+        """Told once, after warm-up, how long the largest batch takes."""
+
+    def device_memory(self) -> int | None:
+        """Bytes of accelerator memory in use; None on a CPU."""
+
+    def broken(self) -> str | None:
+        """Why this process can never answer again (a sticky device error); None while it can."""
+
+
+class RowRuntime(Protocol):
+    def predict(self, rows: list[dict[str, Any]]) -> Any:
+        """One dict of outputs a row, in order."""
+
+
+def make_runtime(model: ModelFile, folder: Path) -> TensorRuntime | RowRuntime:
+    """Load the model of a verified bundle. StartupError when the runtime is not installed or cannot load it."""
+    kind = model.serving.runtime.kind
+    try:
+        if kind == "handler":
+            from serving.runtimes.handler import HandlerRuntime
+
+            return HandlerRuntime(model, folder)
+        if kind == "pytorch":
+            from serving.runtimes.pytorch import PyTorchRuntime
+
+            return PyTorchRuntime(model, folder)
+        if kind == "onnx":
+            from serving.runtimes.onnx import OnnxRuntime
+
+            return OnnxRuntime(model, folder)
+        from serving.runtimes.tensorflow import TensorFlowRuntime
+
+        return TensorFlowRuntime(model, folder)
+    except StartupError:
+        raise
+    except ModuleNotFoundError as error:
+        raise StartupError(
+            f"{folder}: the runtime {kind} needs the package {error.name!r}; install it into the image"
+        ) from error
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]
+        raise StartupError(f"{folder}: the model does not load with the runtime {kind} ({reason})") from error

@@ -1,0 +1,159 @@
+"""PyTorch: exported programs (`.pt2`), TorchScript, and a state dict with `build()` in handler.py.
+
+Nothing is unpickled without `trust_pickle: true`: torch.export's reader falls back to pickle for weights
+and constants, so it is run under torch's own switch that forbids this.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from serving.errors import StartupError
+from serving.rows import Array
+from serving.runtimes.devices import choose_device, cpu_quota
+from serving.runtimes.handler import import_handler
+from serving.spec import ModelFile, RuntimeSpec
+
+_ONE_THREAD_BELOW_SECONDS = 0.002
+_FORCE_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+
+
+class PyTorchRuntime:
+    def __init__(self, model: ModelFile, folder: Path) -> None:
+        spec = model.serving.runtime
+        self._spec = spec
+        self._device = choose_device(spec.device)
+        torch.set_num_threads(spec.threads or 1)
+        self._broken: str | None = None
+        self._names = [column.name for column in model.signature.outputs]
+        self._dtype = None if spec.dtype == "float32" else getattr(torch, spec.dtype)
+        module = self._load(spec, folder)
+        self._module = torch.compile(module, dynamic=True) if spec.compile else module
+        self._plain = self._device == "cpu" and self._dtype is None
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        with torch.inference_mode():
+            if self._plain:
+                answer = self._module(*[torch.from_numpy(array) for array in inputs])
+                if isinstance(answer, torch.Tensor):
+                    return [answer.numpy()]
+                return [tensor.numpy() for tensor in self._ordered(answer)]
+            return self._run_converted(inputs)
+
+    def tune(self, largest_batch_seconds: float) -> None:
+        """Threads inside one call pay only when the call is long."""
+        if self._spec.threads is None and largest_batch_seconds > _ONE_THREAD_BELOW_SECONDS:
+            torch.set_num_threads(cpu_quota())
+
+    def device_memory(self) -> int | None:
+        return int(torch.cuda.memory_allocated()) if self._device == "cuda" else None
+
+    def broken(self) -> str | None:
+        return self._broken
+
+    def _run_converted(self, inputs: Sequence[Array]) -> list[Array]:
+        try:
+            answer = self._module(*[self._moved(torch.from_numpy(array)) for array in inputs])
+            tensors = [answer] if isinstance(answer, torch.Tensor) else self._ordered(answer)
+            return [self._returned(tensor) for tensor in tensors]
+        except torch.cuda.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            raise MemoryError("the batch does not fit into the device's memory") from None
+        except RuntimeError as error:
+            # Errors of the context itself ("CUDA error: an illegal memory access …") never go away.
+            if self._device == "cuda" and "CUDA error" in str(error):
+                self._broken = str(error).splitlines()[0]
+            raise
+
+    def _moved(self, tensor: torch.Tensor) -> torch.Tensor:
+        if self._device == "cuda":
+            tensor = tensor.pin_memory().to("cuda", non_blocking=True)
+        if self._dtype is not None and tensor.is_floating_point():
+            tensor = tensor.to(self._dtype)
+        return tensor
+
+    def _returned(self, tensor: torch.Tensor) -> Array:
+        if tensor.dtype in (torch.bfloat16, torch.float16):
+            tensor = tensor.float()
+        array: Array = tensor.cpu().numpy()
+        return array
+
+    def _ordered(self, answer: Any) -> list[torch.Tensor]:
+        if isinstance(answer, dict):
+            return [answer[name] for name in self._names]
+        return list(answer)
+
+    def _load(self, spec: RuntimeSpec, folder: Path) -> Any:
+        assert spec.file is not None
+        path = folder / spec.file
+        if not path.is_file():
+            raise StartupError(f"{path}: not there; name the model's file in serving.runtime.file")
+        form = detect_format(path) if spec.format == "auto" else spec.format
+        if form == "pt2":
+            return self._exported(path, spec.trust_pickle)
+        if form == "torchscript":
+            import warnings
+
+            with warnings.catch_warnings():
+                # The format is deprecated by its makers, and users still have files in it.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                module: Any = torch.jit.load(str(path), map_location=self._device)  # type: ignore[no-untyped-call]
+            module.eval()
+        else:
+            module = self._from_state(path, folder / spec.handler, spec.trust_pickle)
+        return module.to(self._device, self._dtype) if self._dtype is not None else module.to(self._device)
+
+    def _exported(self, path: Path, trust_pickle: bool) -> Any:
+        with contextlib.nullcontext() if trust_pickle else _without_pickle():
+            program = torch.export.load(path)
+        module = program.module()
+        if self._device == "cuda":
+            from torch.export.passes import move_to_device_pass
+
+            module = move_to_device_pass(program, self._device).module()
+        return module.to(self._dtype) if self._dtype is not None else module
+
+    def _from_state(self, path: Path, handler: Path, trust_pickle: bool) -> Any:
+        build = getattr(import_handler(handler), "build", None)
+        if not callable(build):
+            raise StartupError(f"{handler}: no function build() that returns the module for {path.name}")
+        module = build()
+        state = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
+        module.load_state_dict(state)
+        return module.eval()
+
+
+def detect_format(path: Path) -> str:
+    """Which of PyTorch's formats a file is, by its content: suffixes are used for all of them."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except zipfile.BadZipFile:
+        return "state_dict"
+    if any(name.endswith(("/archive_format", "serialized_exported_program.json")) for name in names) or any(
+        "/models/" in f"/{name}" and name.endswith(".json") for name in names
+    ):
+        return "pt2"
+    if any("/code/" in name or name.endswith("/constants.pkl") for name in names):
+        return "torchscript"
+    return "state_dict"
+
+
+@contextlib.contextmanager
+def _without_pickle() -> Iterator[None]:
+    before = os.environ.get(_FORCE_WEIGHTS_ONLY)
+    os.environ[_FORCE_WEIGHTS_ONLY] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_FORCE_WEIGHTS_ONLY]
+        else:
+            os.environ[_FORCE_WEIGHTS_ONLY] = before

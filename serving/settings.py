@@ -1,0 +1,52 @@
+"""What a server takes from its environment; everything about the model itself stands in `model.yaml`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Read once at start from variables with the prefix `SERVING_`."""
+
+    model_config = SettingsConfigDict(env_prefix="SERVING_", frozen=True, extra="forbid")
+
+    bundle: str = Field(min_length=1)
+    """Folder of the release as a path or an fsspec URI (`s3://…`)."""
+    bundle_sha256: str | None = None
+    """sha256 of the bundle's manifest.json; a bundle with another one is refused."""
+    model: str | None = None
+    """Name the bundle must carry; default: the name in its model.yaml."""
+    version: str = Field(default="0", pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    host: str = "0.0.0.0"
+    port: int = Field(default=8080, ge=0, le=65535)
+    workers: int = Field(default=1, ge=1, le=64)
+    """Processes that answer; more than one share the port and one /metrics."""
+    redis_url: str | None = None
+    """Cache, drift samples and rate limits; without it the three are off."""
+    database_url: str | None = None
+    """PostgreSQL with the state of /batch-predict jobs; without it jobs are refused."""
+    jobs_uri: str | None = None
+    """fsspec folder for the input and result chunks of jobs."""
+    shadow_url: str | None = None
+    """Base URL of the release that gets copies of requests; its answers are compared and thrown away."""
+    shadow_share: float = Field(default=0.0, ge=0, le=1)
+    drain_seconds: float = Field(default=30.0, ge=0)
+    """Most time between SIGTERM and exit; a third of it (5 s at most) new requests are still taken."""
+    api_keys_file: Path | None = None
+    """One key a line, `name:key`; when set, every route but the probes needs one."""
+    rate_limit: int = Field(default=0, ge=0)
+    """Requests a second and client over all replicas; 0 is no limit. Needs Redis."""
+    fast_path: bool = True
+    """Answer the hot routes before FastAPI; off is the same in all but speed."""
+    access_log: bool = False
+    """Log every request, not only those that failed."""
+    stuck_seconds: float = Field(default=300.0, gt=0)
+    """A model call that takes longer fails the liveness probe."""
+    keep_alive_seconds: float = Field(default=120.0, gt=0)
+    header_seconds: float = Field(default=20.0, gt=0)
+    """Connections that have not sent a whole request head after this are closed."""
+    otlp_endpoint: str | None = None
+    """OTLP/HTTP endpoint for traces; needs the extra `tracing`."""

@@ -1,0 +1,282 @@
+"""The server's half of `model.yaml`: the signature and the section `serving`.
+
+The other sections belong to the control plane, which checks them itself; they are ignored here.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from serving.errors import SpecProblem
+
+Datatype = Literal[
+    "BOOL",
+    "UINT8",
+    "UINT16",
+    "UINT32",
+    "UINT64",
+    "INT8",
+    "INT16",
+    "INT32",
+    "INT64",
+    "FP16",
+    "FP32",
+    "FP64",
+    "BYTES",
+]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Column(Section):
+    """One named input or output. A `shape` makes it a tensor per row; without one it is a scalar."""
+
+    name: str = Field(min_length=1, max_length=200)
+    type: Literal["number", "integer", "boolean", "string"]
+    shape: tuple[int, ...] = ()
+    nullable: bool = False
+    minimum: float | None = None
+    maximum: float | None = None
+    description: str = ""
+
+    @field_validator("shape")
+    @classmethod
+    def _dimensions_are_positive(cls, shape: tuple[int, ...]) -> tuple[int, ...]:
+        if any(dimension < 1 for dimension in shape):
+            raise ValueError("every dimension must be 1 or more: rows of one model have one shape")
+        return shape
+
+    @model_validator(mode="after")
+    def _range_makes_sense(self) -> Column:
+        if self.type not in ("number", "integer") and (self.minimum is not None or self.maximum is not None):
+            raise ValueError(f"{self.name}: minimum and maximum are for numbers and integers")
+        if self.minimum is not None and self.maximum is not None and self.minimum > self.maximum:
+            raise ValueError(f"{self.name}: minimum is above maximum")
+        return self
+
+    @property
+    def elements(self) -> int:
+        """Values in one row."""
+        return math.prod(self.shape)
+
+
+class Signature(Section):
+    inputs: tuple[Column, ...] = Field(min_length=1)
+    outputs: tuple[Column, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> Signature:
+        for side, columns in (("inputs", self.inputs), ("outputs", self.outputs)):
+            names = [column.name for column in columns]
+            if len(set(names)) != len(names):
+                raise ValueError(f"{side}: a name stands twice")
+        return self
+
+
+class RuntimeSpec(Section):
+    """What executes the model.
+
+    `handler` runs `load` and `predict` of handler.py; the others take and give one tensor a column.
+    """
+
+    kind: Literal["handler", "pytorch", "onnx", "tensorflow"]
+    file: str | None = None
+    """The model file (or SavedModel folder) inside the bundle."""
+    format: Literal["auto", "pt2", "torchscript", "state_dict"] = "auto"
+    """PyTorch only; `auto` reads it off the file's content. `state_dict` needs `build()` in handler.py."""
+    handler: str = "handler.py"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    compile: bool = False
+    threads: int | None = Field(default=None, ge=1, le=256)
+    """Threads inside one model call; default: one for a model of under 2 ms a batch, else the CPU quota."""
+    inputs: Literal["columns", "stack"] = "columns"
+    """`columns`: one tensor for each input; `stack`: scalar inputs become one tensor (rows, inputs)."""
+    trust_pickle: bool = False
+    """Allow formats that can run code while they are read. Only for files you made yourself."""
+
+    @model_validator(mode="after")
+    def _file_is_named(self) -> RuntimeSpec:
+        if self.kind != "handler" and self.file is None:
+            raise ValueError(f"file: the runtime {self.kind} needs the name of the model file in the bundle")
+        return self
+
+
+class BatchingSpec(Section):
+    """Rows are counted, not requests. There is no waiting time: a batch starts when the model is free."""
+
+    max_rows: int = Field(default=64, ge=1, le=65536)
+    max_bytes: int = Field(default=64 << 20, ge=1)
+    max_pending_rows: int = Field(default=4096, ge=1)
+    max_pending_bytes: int = Field(default=256 << 20, ge=1)
+    mode: Literal["auto", "inline", "thread"] = "auto"
+    """`auto`: in the event loop while the largest batch takes under 1 ms, else in one thread."""
+
+
+class LimitsSpec(Section):
+    max_rows: int = Field(default=1024, ge=1)
+    """Rows of one request."""
+    max_body_bytes: int = Field(default=16 << 20, ge=1)
+    timeout_seconds: float = Field(default=10.0, gt=0, le=3600)
+    """Deadline of a request that brings no X-Request-Timeout, and the most that one may ask for."""
+    body_seconds: float = Field(default=10.0, gt=0)
+    """Time in which a body has to arrive."""
+
+
+class CacheSpec(Section):
+    enabled: bool = False
+    ttl_seconds: int = Field(default=300, ge=1)
+    max_value_bytes: int = Field(default=65536, ge=1)
+    """Larger answers are not cached."""
+    timeout_seconds: float = Field(default=0.005, gt=0, le=1)
+    """A slower Redis is treated as absent."""
+
+
+class SamplesSpec(Section):
+    """Which answered rows go to the drift samples in Redis."""
+
+    share: float = Field(default=1.0, ge=0, le=1)
+    per_second: float = Field(default=200.0, ge=0)
+    """Most requests a second that are sampled, in one process; above it samples are dropped and counted."""
+    max_length: int = Field(default=100_000, ge=1)
+    max_row_bytes: int = Field(default=16384, ge=1)
+    """Rows with larger features are not sampled: images do not belong into Redis."""
+
+
+class ShadowSpec(Section):
+    """How answers of a shadow are compared: numbers within tolerance, everything else by equality."""
+
+    absolute_tolerance: float = Field(default=1e-4, ge=0)
+    relative_tolerance: float = Field(default=1e-4, ge=0)
+    classes: bool = False
+    """Compare only the position of the largest score of tensor outputs."""
+    timeout_seconds: float = Field(default=5.0, gt=0)
+    max_pending: int = Field(default=256, ge=1)
+
+
+class MonitorSpec(Section):
+    """What `modelserve_outputs_total{bin}` counts."""
+
+    output: str | None = None
+    """Default: the first output."""
+    bins: tuple[float, ...] = ()
+    """Rising edges of score bins; default: tenths between the output's minimum and maximum."""
+    max_classes: int = Field(default=64, ge=1, le=1000)
+
+    @field_validator("bins")
+    @classmethod
+    def _edges_rise(cls, bins: tuple[float, ...]) -> tuple[float, ...]:
+        if list(bins) != sorted(set(bins)):
+            raise ValueError("the edges must rise")
+        return bins
+
+
+class ServingSpec(Section):
+    runtime: RuntimeSpec
+    batching: BatchingSpec = BatchingSpec()
+    limits: LimitsSpec = LimitsSpec()
+    cache: CacheSpec = CacheSpec()
+    samples: SamplesSpec = SamplesSpec()
+    shadow: ShadowSpec = ShadowSpec()
+    monitor: MonitorSpec = MonitorSpec()
+    datatypes: dict[str, Datatype] = Field(default_factory=dict)
+    """Datatype of a column where the default (FP32, INT64, BOOL, BYTES; FP64 for a handler's scalars) is wrong."""
+    processing_version: str = "1"
+    """Part of every cache key; raise it when the handler's arithmetic changes without a new version."""
+
+
+class ModelFile(BaseModel):
+    """The parts of model.yaml that the server reads."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    name: str = Field(pattern=r"^[a-z]([a-z0-9-]{0,38}[a-z0-9])?$")
+    description: str = ""
+    signature: Signature
+    serving: ServingSpec
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> ModelFile:
+        columns = {column.name: column for column in (*self.signature.inputs, *self.signature.outputs)}
+        for name, datatype in self.serving.datatypes.items():
+            if name not in columns:
+                raise ValueError(f"serving.datatypes.{name}: no such column; there are {', '.join(columns)}")
+            allowed = _DATATYPES[columns[name].type]
+            if datatype not in allowed:
+                raise ValueError(f"serving.datatypes.{name}: {datatype} cannot hold a {columns[name].type}")
+        monitored = self.serving.monitor.output
+        outputs = [column.name for column in self.signature.outputs]
+        if monitored is not None and monitored not in outputs:
+            raise ValueError(f"serving.monitor.output: {monitored} is no output; there are {', '.join(outputs)}")
+        runtime = self.serving.runtime
+        if runtime.inputs == "stack" and any(column.shape for column in self.signature.inputs):
+            raise ValueError("serving.runtime.inputs: 'stack' is for scalar inputs only")
+        if runtime.inputs == "stack" and any(column.type == "string" for column in self.signature.inputs):
+            raise ValueError("serving.runtime.inputs: strings cannot be stacked into a tensor")
+        if runtime.kind != "handler":
+            for column in self.signature.inputs:
+                if column.nullable and column.type != "number":
+                    raise ValueError(
+                        f"signature.inputs.{column.name}: a tensor has no null; only a nullable number can be NaN"
+                    )
+        return self
+
+    def datatype(self, column: Column) -> Datatype:
+        """The Open Inference Protocol datatype in which the column travels as a tensor."""
+        chosen = self.serving.datatypes.get(column.name)
+        if chosen is not None:
+            return chosen
+        if column.type == "number":
+            return "FP64" if self.serving.runtime.kind == "handler" and not column.shape else "FP32"
+        return {"integer": "INT64", "boolean": "BOOL", "string": "BYTES"}[column.type]  # type: ignore[return-value]
+
+
+_INTEGERS = frozenset({"UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64"})
+_DATATYPES: dict[str, frozenset[str]] = {
+    "number": frozenset({"FP16", "FP32", "FP64"}),
+    "integer": _INTEGERS,
+    "boolean": frozenset({"BOOL"}),
+    "string": frozenset({"BYTES"}),
+}
+
+
+def read_model_file(path: Path) -> ModelFile:
+    """Parse and check a model.yaml; SpecProblem with one line a problem, each naming file and key."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SpecProblem([f"{path}: not there; a model's folder needs a model.yaml"]) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SpecProblem([f"{path}: not valid YAML: {' '.join(str(error).split())}"]) from error
+    if not isinstance(content, dict):
+        raise SpecProblem([f"{path}: expected keys such as 'name', 'signature' and 'serving'"])
+    try:
+        return ModelFile.model_validate(content)
+    except ValidationError as error:
+        raise SpecProblem([f"{path}: {line}" for line in _lines(error)]) from error
+
+
+def _lines(error: ValidationError) -> list[str]:
+    lines = []
+    for detail in error.errors():
+        key = ".".join(str(part) for part in detail["loc"])
+        if detail["type"] == "extra_forbidden":
+            lines.append(f"{key}: unknown key; remove it or see the reference of model.yaml")
+        elif detail["type"] == "missing":
+            lines.append(f"{key}: missing; add it")
+        else:
+            found = _shown(detail["input"])
+            message = detail["msg"].removeprefix("Value error, ")
+            lines.append(f"{key}: {message}{found}" if key else message)
+    return lines
+
+
+def _shown(value: Any) -> str:
+    return "" if isinstance(value, dict) else f" (found {value!r})"
