@@ -1,0 +1,278 @@
+"""Supervision: every process of the stack is a child of one supervisord, told what to do over a unix socket.
+
+Programs are files in the state folder, so they outlive supervisord: after a restart the release servers
+that existed before exist again. Each program is a small shell script (environment and command, runnable by
+hand) and a supervisord section that starts it. Nothing is started by itself: `up` decides the order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import http.client
+import os
+import shlex
+import socket
+import subprocess
+import time
+import xmlrpc.client
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flows.adapters.stack.files import MARK, render, write
+from flows.domain.errors import DependencyDown
+from flows.settings import Settings
+
+LIVING_STATES = frozenset({"STARTING", "RUNNING"})
+STOPPED_STATES = frozenset({"STOPPED", "EXITED", "FATAL", "BACKOFF", "UNKNOWN"})
+
+
+@dataclass(frozen=True)
+class ProgramState:
+    """What supervisord says about one program. `state` is its word: RUNNING, STARTING, BACKOFF, ..."""
+
+    name: str
+    state: str
+    pid: int
+    seconds: float
+    """Since it was started, or since it stopped."""
+    exit_status: int
+
+
+class Supervisor:
+    """One supervisord, found through its socket. Safe to use from several processes at once."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._socket = settings.sockets / "supervisor.sock"
+
+    # -- supervisord itself ---------------------------------------------------------------------------
+
+    def alive(self) -> bool:
+        try:
+            return bool(self._rpc().getState()["statecode"] == 1)
+        except (OSError, xmlrpc.client.Error, http.client.HTTPException):
+            return False
+
+    def launch(self) -> None:
+        """Start supervisord in the background and wait until it answers."""
+        settings = self._settings
+        config = settings.state / "supervisord.conf"
+        write(
+            config,
+            render(
+                "supervisord.conf.j2",
+                state=escape(settings.state),
+                logs=escape(settings.logs),
+                sockets=escape(settings.sockets),
+                user="root" if os.geteuid() == 0 else "",
+            ),
+        )
+        self._socket.unlink(missing_ok=True)
+        finished = subprocess.run(
+            [settings.python, "-W", "ignore", "-m", "supervisor.supervisord", "-c", str(config)],
+            env={**os.environ, MARK: str(settings.state)},
+            cwd=settings.state,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        deadline = time.monotonic() + 20
+        while not self.alive():
+            if finished.returncode != 0 or time.monotonic() > deadline:
+                reason = " ".join(finished.stderr.split()) or f"see {settings.logs / 'supervisord.log'}"
+                raise DependencyDown(f"supervisord did not start: {reason}")
+            time.sleep(0.05)
+
+    def pid(self) -> int:
+        return int(self._call("getPID"))
+
+    def shutdown(self) -> None:
+        self._call("shutdown")
+
+    # -- programs -------------------------------------------------------------------------------------
+
+    def define(
+        self,
+        name: str,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        *,
+        folder: Path | None = None,
+        stop_seconds: float = 10,
+        stop_signal: str = "TERM",
+        start_retries: int = 5,
+        user: str = "",
+    ) -> None:
+        """Write the program's files. It is not known to a running supervisord before `load`.
+
+        A program that ends is started again. One that ends within a second of its start is tried
+        `start_retries` times more, a second longer apart each time, before its state is FATAL.
+        """
+        settings = self._settings
+        script = settings.programs_folder / f"{name}.sh"
+        exports = [
+            f"export {variable}={shlex.quote(value)}" for variable, value in sorted(environment.items())
+        ]
+        lines = ["#!/bin/sh", *exports, f"exec {shlex.join(command)}", ""]
+        # A script may carry addresses with credentials: only its user may read it.
+        write(script, "\n".join(lines), mode=0o755 if user else 0o700)
+        write(
+            settings.programs_folder / f"{name}.conf",
+            render(
+                "program.conf.j2",
+                name=name,
+                script=escape(shlex.quote(str(script))),
+                folder=escape(folder or settings.state),
+                log=escape(self.log(name)),
+                stop_signal=stop_signal,
+                start_retries=start_retries,
+                stop_seconds=max(1, round(stop_seconds)),
+                user=user,
+            ),
+        )
+
+    def load(self, names: Sequence[str]) -> None:
+        """Make supervisord know these programs as their files say now; a changed one is stopped first."""
+        with self.lock():
+            _, changed, _ = self._call("reloadConfig")[0]
+            known = {state.name for state in self.states()}
+            for name in names:
+                if name in changed and name in known:
+                    self._halt(name)
+                    self._call("removeProcessGroup", name)
+                    known.discard(name)
+                if name not in known:
+                    self._call("addProcessGroup", name)
+
+    def start(self, name: str) -> None:
+        """Start it and return at once; nothing happens when it runs."""
+        try:
+            self._rpc().startProcess(name, False)
+        except xmlrpc.client.Fault as fault:
+            if "ALREADY_STARTED" not in fault.faultString:
+                raise DependencyDown(f"supervisord cannot start {name}: {fault.faultString}") from fault
+        except (OSError, http.client.HTTPException) as error:
+            raise self._down(error) from error
+
+    def stop(self, name: str, again_seconds: float = 0) -> None:
+        """Stop it and wait. With `again_seconds` the signal is repeated that often (workers swallow one)."""
+        if again_seconds:
+            self._patiently(name, again_seconds)
+        self._halt(name)
+
+    def remove(self, name: str) -> None:
+        """Stop the program and forget it, files included."""
+        if self.alive():
+            with self.lock():
+                if name in {state.name for state in self.states()}:
+                    self._halt(name)
+                    self._call("removeProcessGroup", name)
+        for suffix in ("conf", "sh"):
+            (self._settings.programs_folder / f"{name}.{suffix}").unlink(missing_ok=True)
+
+    def states(self) -> list[ProgramState]:
+        states = []
+        for info in self._call("getAllProcessInfo"):
+            since = info["start"] if info["pid"] else info["stop"]
+            seconds = float(info["now"] - since) if since else 0.0
+            states.append(
+                ProgramState(info["name"], info["statename"], info["pid"], seconds, info["exitstatus"])
+            )
+        return states
+
+    def state(self, name: str) -> ProgramState | None:
+        return next((state for state in self.states() if state.name == name), None)
+
+    def defined(self) -> frozenset[str]:
+        """Names of all programs that have files, whether or not supervisord runs."""
+        return frozenset(file.stem for file in self._settings.programs_folder.glob("*.conf"))
+
+    def log(self, name: str) -> Path:
+        return self._settings.logs / f"{name}.log"
+
+    def last_lines(self, name: str, count: int = 5) -> str:
+        """The last lines of the program's log, joined to one line; empty when there is no log."""
+        try:
+            with self.log(name).open("rb") as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - 8192))
+                lines = file.read().decode(errors="replace").splitlines()
+        except FileNotFoundError:
+            return ""
+        return " | ".join([line.strip() for line in lines if line.strip()][-count:])
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """One process at a time changes what supervisord knows."""
+        with (self._settings.programs_folder / ".lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _patiently(self, name: str, again_seconds: float) -> None:
+        deadline = time.monotonic() + 30
+        next_signal = 0.0
+        while time.monotonic() < deadline:
+            state = self.state(name)
+            if state is None or state.state in STOPPED_STATES:
+                return
+            if time.monotonic() >= next_signal:
+                with contextlib.suppress(xmlrpc.client.Fault):
+                    if next_signal:
+                        self._rpc().signalProcess(name, "TERM")
+                    else:
+                        self._rpc().stopProcess(name, False)
+                next_signal = time.monotonic() + again_seconds
+            time.sleep(0.1)
+
+    def _halt(self, name: str) -> None:
+        try:
+            self._rpc().stopProcess(name, True)
+        except xmlrpc.client.Fault as fault:
+            if "NOT_RUNNING" not in fault.faultString and "BAD_NAME" not in fault.faultString:
+                raise DependencyDown(f"supervisord cannot stop {name}: {fault.faultString}") from fault
+        except (OSError, http.client.HTTPException) as error:
+            raise self._down(error) from error
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        try:
+            return getattr(self._rpc(), method)(*arguments)
+        except xmlrpc.client.Fault as fault:
+            raise DependencyDown(f"supervisord refused {method}: {fault.faultString}") from fault
+        except (OSError, http.client.HTTPException) as error:
+            raise self._down(error) from error
+
+    def _rpc(self) -> Any:
+        proxy = xmlrpc.client.ServerProxy("http://supervisor/RPC2", transport=_UnixTransport(self._socket))
+        return proxy.supervisor
+
+    def _down(self, error: Exception) -> DependencyDown:
+        return DependencyDown(f"the local stack is not up ({error}); start it with `modelserve up`")
+
+
+class _UnixTransport(xmlrpc.client.Transport):
+    """XML-RPC over a unix socket. One connection a call: supervisord closes idle ones."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._path = path
+
+    def make_connection(self, host: Any) -> http.client.HTTPConnection:  # noqa: ARG002
+        return _UnixConnection(self._path)
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost")
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.connect(str(self._path))
+
+
+def escape(value: Path | str) -> str:
+    """A value for supervisord's configuration, where `%` starts an expansion."""
+    return str(value).replace("%", "%%")
