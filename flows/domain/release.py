@@ -43,6 +43,11 @@ class Release:
         """The one name everywhere: server process, Deployment, Service, Envoy cluster, image tag."""
         return release_name(self.model, self.version)
 
+    @property
+    def in_service(self) -> bool:
+        """It gets traffic, or may have to at any moment: its servers must run."""
+        return self.phase in (Phase.CANARY, Phase.STABLE, Phase.PREVIOUS)
+
 
 def release_name(model: str, version: int) -> str:
     return f"{model}-v{version}"

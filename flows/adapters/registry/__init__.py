@@ -23,6 +23,7 @@ from flows.adapters.registry.rows import (
     LEASE_EXPIRED,
     PROMOTION,
     Event,
+    Overview,
     append_event,
     find_release,
     find_standing,
@@ -40,7 +41,7 @@ from flows.domain.errors import (
     ReleaseUnknown,
 )
 from flows.domain.promotion import Promotion, Standing, State
-from flows.domain.release import Phase, Release
+from flows.domain.release import Phase, Release, release_name
 
 
 class Registry:
@@ -139,6 +140,14 @@ class Registry:
             cursor.execute("SELECT name FROM models ORDER BY name")
             return [row["name"] for row in cursor.fetchall()]
 
+    def in_service(self) -> frozenset[str]:
+        """Names of every model's releases whose servers must run."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                "SELECT model, version FROM releases WHERE phase IN ('canary', 'stable', 'previous')"
+            )
+            return frozenset(release_name(row["model"], row["version"]) for row in cursor.fetchall())
+
     def set_image(self, release: Release, image: str) -> None:
         with self._transaction() as cursor:
             cursor.execute(
@@ -213,6 +222,13 @@ class Registry:
                 f"no promotion {identifier!r} (give 8 characters or more); see 'modelserve history MODEL'"
             )
         return promotion_of(row)
+
+    def promotion_of_run(self, run: str) -> Promotion | None:
+        """The open promotion that this Prefect flow run drives."""
+        with self._transaction() as cursor:
+            cursor.execute(f"SELECT {PROMOTION} FROM promotions WHERE run = %s AND ended_at IS NULL", (run,))
+            row = cursor.fetchone()
+            return None if row is None else promotion_of(row)
 
     def promotions(self, model: str) -> list[Promotion]:
         with self._transaction() as cursor:
@@ -303,11 +319,16 @@ class Registry:
             return cursor.fetchone() is not None
 
     def claim_alert(self, fingerprint: str, starts_at: datetime, model: str | None) -> bool:
-        """True for the first caller with this alert, False for its repetitions."""
+        """True for the first caller with this alert, False for its repetitions.
+
+        A claim whose holder died before it settled anything is free again after a minute.
+        """
         with self._transaction() as cursor:
             cursor.execute(
                 "INSERT INTO alerts (fingerprint, starts_at, model, outcome) VALUES (%s, %s, %s, 'claimed')"
-                " ON CONFLICT DO NOTHING RETURNING fingerprint",
+                " ON CONFLICT (fingerprint, starts_at) DO UPDATE SET received_at = now()"
+                "  WHERE alerts.outcome = 'claimed' AND alerts.received_at < now() - interval '1 minute'"
+                " RETURNING fingerprint",
                 (fingerprint, starts_at, model),
             )
             return cursor.fetchone() is not None
@@ -336,6 +357,11 @@ class Registry:
             )
             return cursor.fetchone() is not None
 
+    def end_cool_down(self, model: str) -> None:
+        """Forget the cool-down: the rollback that started it did not happen."""
+        with self._transaction() as cursor:
+            cursor.execute("UPDATE models SET cooldown_until = NULL WHERE name = %s", (model,))
+
     def freeze(self, model: str, reason: str | None) -> None:
         """Let no promotion of the model begin until it is thawed (`reason` None)."""
         with self._transaction() as cursor:
@@ -351,6 +377,34 @@ class Registry:
                 "INSERT INTO beats (name, at) VALUES (%s, now()) ON CONFLICT (name) DO UPDATE SET at = now()",
                 (name,),
             )
+
+    def overview(self) -> list[Overview]:
+        """Every model in one query: what the metrics page shows."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                "SELECT m.name, m.route, m.frozen IS NOT NULL AS frozen, p.version, p.state,"
+                " extract(epoch FROM p.started_at)::float8 AS started,"
+                " extract(epoch FROM p.deadline)::float8 AS deadline,"
+                " extract(epoch FROM d.checked_at)::float8 AS checked, d.outcome, d.result"
+                " FROM models m LEFT JOIN promotions p ON p.model = m.name AND p.ended_at IS NULL"
+                " LEFT JOIN LATERAL (SELECT checked_at, outcome, result FROM drift_checks"
+                "  WHERE model = m.name ORDER BY checked_at DESC LIMIT 1) d ON true ORDER BY m.name"
+            )
+            return [
+                Overview(
+                    model=row["name"],
+                    weights=row["route"].get("weights", {}),
+                    frozen=row["frozen"],
+                    version=row["version"],
+                    state=row["state"],
+                    started=row["started"],
+                    deadline=row["deadline"],
+                    drift_checked=row["checked"],
+                    drift_outcome=row["outcome"],
+                    drift_result=row["result"] or {},
+                )
+                for row in cursor.fetchall()
+            ]
 
     def beats(self) -> dict[str, datetime]:
         with self._transaction() as cursor:

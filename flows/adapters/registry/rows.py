@@ -37,6 +37,22 @@ class Event:
     detail: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Overview:
+    """One model as the metrics page sees it. Times in unix seconds; None where there is nothing open."""
+
+    model: str
+    weights: dict[str, int]
+    frozen: bool
+    version: int | None
+    state: str | None
+    started: float | None
+    deadline: float | None
+    drift_checked: float | None
+    drift_outcome: str | None
+    drift_result: dict[str, Any]
+
+
 def routes_to_json(routes: Routes) -> dict[str, Any]:
     return {
         "weights": dict(routes.weights),

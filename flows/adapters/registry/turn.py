@@ -19,7 +19,6 @@ from flows.adapters.registry.rows import (
     routes_to_json,
 )
 from flows.domain.promotion import Promotion, Retreat, Standing, State
-from flows.domain.release import Phase
 from flows.domain.routes import Routes
 
 
@@ -126,13 +125,6 @@ class Turn:
         if self._cursor.fetchone():
             self._note(promotion, "ended", {"state": state.value, "reason": reason})
 
-    def return_canary(self, promotion: Promotion, phase: Phase) -> None:
-        """A canary that never got traffic leaves quietly: its image was refused, or never came up."""
-        self._cursor.execute(
-            "UPDATE releases SET phase = %s WHERE model = %s AND version = %s AND phase = 'canary'",
-            (phase.value, self._model, promotion.version),
-        )
-
     def intend_retreat(self, retreat: Retreat) -> None:
         """Put a rollback on record before any traffic moves, so that whoever finds it can finish it."""
         self._cursor.execute(
@@ -142,7 +134,8 @@ class Turn:
 
     def settle_retreat(self, retreat: Retreat, promotion: Promotion | None) -> None:
         """The traffic is where the retreat wanted it: rows follow, in one transaction."""
-        changes: list[tuple[str, str, int | None]] = [("*", "rejected", retreat.leaves)]
+        leaves = "rejected" if retreat.state is State.REJECTED else "registered"
+        changes: list[tuple[str, str, int | None]] = [("*", leaves, retreat.leaves)]
         standing = self.standing()
         if retreat.target is not None:
             bystander = standing.stable

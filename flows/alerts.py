@@ -1,0 +1,174 @@
+"""The alert receiver: Alertmanager calls it, and it rolls back at three in the morning.
+
+It rolls back in its own process, as a Prefect flow run that the UI shows; when the Prefect server is away
+it does the same without one. Starting a worker's process or a pod first would cost users seconds of errors.
+Once an alert is claimed its rollback is on record, so a receiver that dies half-way is finished by the sweep.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import anyio.to_thread
+import httpx
+from fastapi import FastAPI, Header, HTTPException, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel, ConfigDict, Field
+
+from flows.attribution import Blame, blame
+from flows.domain.errors import DependencyDown, ModelServeError
+from flows.domain.promotion import State
+from flows.exposition import exposition
+from flows.rollback import roll_back, rollback
+from flows.wiring import ControlPlane, control_plane
+
+log = logging.getLogger(__name__)
+
+
+class Alert(BaseModel):
+    """One alert of Alertmanager's webhook (version 4)."""
+
+    model_config = ConfigDict(extra="ignore", populate_by_name=True)
+
+    status: str
+    labels: dict[str, str]
+    annotations: dict[str, str] = Field(default_factory=dict)
+    starts_at: datetime = Field(alias="startsAt")
+    fingerprint: str
+
+
+class Notification(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    alerts: list[Alert]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one alert: a word for machines, a sentence for people."""
+
+    word: str
+    sentence: str
+
+
+def handle(plane: ControlPlane, alert: Alert) -> Outcome:
+    """Answer one alert. Raises DependencyDown when it must be sent again."""
+    name = alert.labels.get("alertname", "an alert")
+    if alert.status != "firing":
+        return Outcome("resolved", f"{name} is over; nothing to do")
+    if alert.labels.get("action") != "rollback":
+        return Outcome("no-action", f"{name} asks for no action (label action=rollback)")
+    model = alert.labels.get("model", "")
+    if model not in plane.registry.models():
+        return Outcome("unknown-model", f"{name} names the model {model!r}, which is not registered")
+    if not plane.registry.claim_alert(alert.fingerprint, alert.starts_at, model):
+        return Outcome("duplicate", f"{name} for {model} has been answered already")
+    try:
+        outcome = _answer(plane, alert, model, name)
+    except BaseException:
+        plane.registry.release_alert(alert.fingerprint, alert.starts_at)
+        raise
+    plane.registry.settle_alert(alert.fingerprint, alert.starts_at, outcome.word)
+    plane.registry.note(model, "alert", {"alert": name, "outcome": outcome.word, "why": outcome.sentence})
+    return outcome
+
+
+def _answer(plane: ControlPlane, alert: Alert, model: str, name: str) -> Outcome:
+    verdict = blame(plane, model, alert.labels.get("version"))
+    if verdict.kind is Blame.SHARED:
+        plane.registry.freeze(model, f"{name}: {verdict.sentence}")
+        return Outcome("shared-incident", f"{model} is frozen, not rolled back: {verdict.sentence}")
+    if verdict.kind is Blame.NOT_IN_SERVICE:
+        return Outcome("not-in-service", verdict.sentence)
+    if not plane.registry.cool_down(model, plane.settings.cooldown_seconds):
+        return Outcome(
+            "cooling-down", f"{model} was rolled back by an alert a moment ago; a person must look"
+        )
+    summary = alert.annotations.get("summary", "no summary")
+    reason = f"alert {name}: {summary}"
+    try:
+        return Outcome("rolled-back", _with_prefect(plane, model, reason))
+    except BaseException:
+        plane.registry.end_cool_down(model)
+        raise
+
+
+def _with_prefect(plane: ControlPlane, model: str, reason: str) -> str:
+    """As a flow run when the Prefect server answers; users do not wait for it when it does not."""
+    try:
+        httpx.get(f"{plane.settings.prefect_url}/health", timeout=1.0).raise_for_status()
+    except httpx.HTTPError as error:
+        log.warning("the Prefect server does not answer (%s): rolling back without a flow run", error)
+        return roll_back(plane, model, reason, state=State.REJECTED).sentence
+    return rollback(model=model, reason=reason, against_the_release=True)
+
+
+def receiver(plane: ControlPlane, token: str) -> FastAPI:
+    """The receiver's web application; `token` is the bearer token that Alertmanager shows."""
+    app = FastAPI(title="ModelServeAI alert receiver", docs_url=None, redoc_url=None)
+
+    def authorise(authorization: str | None) -> None:
+        shown = (authorization or "").removeprefix("Bearer ")
+        if not hmac.compare_digest(shown.encode(), token.encode()):
+            raise HTTPException(
+                401, "show the bearer token of the alert receiver", {"WWW-Authenticate": "Bearer"}
+            )
+
+    @app.post("/alerts")
+    async def alerts(
+        notification: Notification, authorization: Annotated[str | None, Header()] = None
+    ) -> dict[str, list[Mapping[str, str]]]:
+        authorise(authorization)
+        outcomes = []
+        again: list[str] = []
+        for alert in notification.alerts:
+            try:
+                outcome = await anyio.to_thread.run_sync(handle, plane, alert)
+            except (ModelServeError, OSError) as error:
+                log.error("alert %s: %s", alert.labels.get("alertname"), error)
+                again.append(str(error))
+                continue
+            log.info("%s: %s", outcome.word, outcome.sentence)
+            outcomes.append({"outcome": outcome.word, "why": outcome.sentence})
+        if again:
+            # Alertmanager sends the whole group again; what was answered is a duplicate then.
+            raise HTTPException(503, "; ".join(again))
+        return {"alerts": outcomes}
+
+    @app.get("/healthz")
+    def healthz() -> dict[str, str]:
+        return {"status": "ok"}
+
+    @app.get("/metrics")
+    def metrics() -> Response:
+        try:
+            return Response(exposition(plane), media_type=CONTENT_TYPE_LATEST)
+        except DependencyDown as error:
+            raise HTTPException(503, str(error)) from error
+
+    return app
+
+
+def serve() -> None:
+    """Run the receiver until it is told to stop."""
+    import uvicorn
+
+    plane = control_plane()
+    token = Path(plane.settings.alerts_token_file).read_text().strip()
+    uvicorn.run(
+        receiver(plane, token),
+        host=plane.settings.alerts_host,
+        port=plane.settings.ports.alerts,
+        log_level="info",
+        access_log=False,
+    )
+
+
+if __name__ == "__main__":
+    serve()

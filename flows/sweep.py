@@ -1,0 +1,100 @@
+"""`sweep`: once a minute, bring home every promotion that nobody drives any more.
+
+The last net. It runs as a Prefect flow and, with the same code, as a plain command from a CronJob, which
+needs the registry and the platform but no Prefect server.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from prefect import flow
+
+from flows.domain.errors import ModelServeError
+from flows.domain.promotion import Promotion, State
+from flows.domain.release import parse_release_name
+from flows.restore import Restored, reconcile, restore
+from flows.wiring import ControlPlane, control_plane
+
+log = logging.getLogger(__name__)
+
+SWEEP = "sweep"
+"""Name of the sweep's heartbeat in the registry; an alert watches it."""
+
+
+@dataclass(frozen=True)
+class Swept:
+    restored: tuple[Restored, ...]
+    stopped: tuple[str, ...]
+    """Releases whose servers were left over."""
+    problems: tuple[str, ...]
+
+    @property
+    def sentences(self) -> list[str]:
+        lines = [restored.sentence for restored in self.restored]
+        lines += [f"{name}: left-over servers stopped" for name in self.stopped]
+        lines += [f"problem: {problem}" for problem in self.problems]
+        return lines or ["nothing to do: every promotion is driven, every rollback settled"]
+
+
+def sweep_once(plane: ControlPlane) -> Swept:
+    """Restore abandoned promotions, finish interrupted rollbacks, stop left-over servers.
+
+    One model's trouble never keeps another from being swept.
+    """
+    restored: list[Restored] = []
+    problems: list[str] = []
+    for promotion, late in plane.registry.abandoned(plane.settings.lease_seconds):
+        try:
+            reason = "its deadline is over" if late else "its flow run is gone"
+            restored.append(_bring_home(plane, promotion, reason))
+        except ModelServeError as error:
+            problems.append(f"{promotion.model}: {error}")
+    for model in plane.registry.retreating():
+        try:
+            reconcile(plane, model)
+        except ModelServeError as error:
+            problems.append(f"{model}: {error}")
+    stopped = _stop_left_over(plane, problems)
+    if not problems:
+        plane.registry.beat(SWEEP)
+    return Swept(tuple(restored), tuple(stopped), tuple(problems))
+
+
+def _bring_home(plane: ControlPlane, promotion: Promotion, reason: str) -> Restored:
+    if promotion.state is State.WATCHING:
+        # It was certified and serves everybody: only the watching stopped. Nothing speaks against it.
+        with plane.registry.turn(promotion.model) as turn:
+            turn.end(promotion, State.PROMOTED, f"certified; the watch after it ended early: {reason}")
+        return Restored(promotion.model, None, reconcile(plane, promotion.model), 0.0)
+    return restore(plane, promotion.model, reason, State.FAILED, only=promotion)
+
+
+def _stop_left_over(plane: ControlPlane, problems: list[str]) -> list[str]:
+    """Stop servers of releases that are in no phase that serves, or may have to."""
+    stopped = []
+    for name in sorted(plane.platform.running() - plane.registry.in_service()):
+        model, version = parse_release_name(name)
+        try:
+            with plane.registry.turn(model) as turn:
+                standing = turn.standing()
+                release = standing.version(version)
+                # Looked at again under the turn: a promotion of it may have begun since.
+                if not release.in_service and standing.retreat is None:
+                    plane.platform.stop(release)
+                    stopped.append(name)
+        except ModelServeError as error:
+            problems.append(f"{name}: {error}")
+    return stopped
+
+
+@flow(name="sweep", flow_run_name="sweep", timeout_seconds=300)
+def sweep() -> list[str]:
+    """Restore canaries past their deadline or without a live run; finish interrupted rollbacks."""
+    swept = sweep_once(control_plane())
+    for sentence in swept.sentences:
+        log.info(sentence)
+    if swept.problems:
+        raise ModelServeError("; ".join(swept.problems))
+    return swept.sentences

@@ -1,0 +1,1 @@
+"""One folder a model: everything that a team says about it."""

@@ -1,0 +1,1 @@
+"""The demo's model: will this flight arrive more than fifteen minutes late?"""
