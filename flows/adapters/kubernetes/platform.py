@@ -1,0 +1,342 @@
+"""The `Platform` on Kubernetes with Istio: starts a release's objects, sets the model's VirtualService.
+
+Translates, never decides: what the objects look like is `flows.domain.manifests` and `flows.domain.mesh`,
+who gets traffic is the flows' business.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from flows.adapters.kubernetes.api import Api, Conflict
+from flows.adapters.kubernetes.autoscalers import Autoscalers, pinned_from
+from flows.adapters.kubernetes.pods import (
+    Trouble,
+    is_available,
+    probe_trouble,
+    trouble_of,
+    unready_pod,
+)
+from flows.domain import mesh
+from flows.domain.errors import DependencyDown, ReleaseExists, ReleaseNotReady, RouteConflict
+from flows.domain.manifests import (
+    ENTRY_LABEL,
+    MANAGED_BY,
+    MANAGER,
+    MODEL_LABEL,
+    PORT,
+    RELEASE_LABEL,
+    SHA256_ANNOTATION,
+    Cluster,
+    Manifest,
+    release_manifests,
+    scales_to_zero,
+)
+from flows.domain.release import Release
+from flows.domain.routes import Routes
+from flows.domain.spec import ModelSpec
+
+SKELETONS = Path(__file__).resolve().parents[3] / "k8s" / "release"
+ROUTE_TRIES = 8
+LOG_LINES = 5
+OWN_KINDS = (
+    "ScaledObject",
+    "InterceptorRoute",
+    "HorizontalPodAutoscaler",
+    "DestinationRule",
+    "PodDisruptionBudget",
+    "Service",
+    "Deployment",
+)
+"""In the order of removal: first whoever could scale up again, last the servers."""
+
+
+def read_skeletons(folder: Path = SKELETONS) -> dict[str, Any]:
+    """The parsed skeletons by file name without suffix."""
+    return {path.stem: yaml.safe_load(path.read_text()) for path in sorted(folder.glob("*.yaml"))}
+
+
+class KubernetesPlatform:
+    """See `flows.domain.platform.Platform`. One instance may be used by several threads in turn.
+
+    `clock` and `sleep` are in seconds. `poll_seconds` is how often a starting release is looked at.
+    """
+
+    def __init__(
+        self,
+        api: Api,
+        cluster: Cluster,
+        skeletons: Mapping[str, Any] | None = None,
+        poll_seconds: float = 2,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._api = api
+        self._cluster = cluster
+        self._skeletons = read_skeletons() if skeletons is None else skeletons
+        self._autoscalers = Autoscalers(api)
+        self._poll_seconds = poll_seconds
+        self._clock = clock
+        self._sleep = sleep
+
+    # -- servers
+
+    def start(self, release: Release, spec: ModelSpec) -> None:
+        """Create or wake the release's servers and wait until they serve.
+
+        Releases of the model that serve now are pinned first, so that they can take the traffic back.
+        Raises ReleaseNotReady with the pod's own reason, ReleaseExists when the name is taken by other
+        content, ReleaseNotReady when the objects belong to somebody else.
+        """
+        release_manifests(release, spec, self._cluster, self._skeletons)  # refuses a bad spec before any call
+        deployments = self._deployments(release.model)
+        autoscalers = self._autoscalers.of({MODEL_LABEL: release.model})
+        self._refuse_foreign(release, deployments.get(release.name))
+        self._brace(release, deployments, autoscalers)
+        pin = self._pin(spec, autoscalers.get(release.name))
+        deployment, *rest = release_manifests(release, spec, self._cluster, self._skeletons, pin)
+        applied = self._apply(deployment)
+        if applied["spec"].get("replicas") == 0:
+            wanted = max(pin or 0, 1)
+            applied = self._api.merge("Deployment", release.name, {"spec": {"replicas": wanted}})
+        owner = _owner_reference(applied)
+        for manifest in rest:
+            manifest["metadata"]["ownerReferences"] = [owner]
+            self._apply(manifest)
+        self._wait(release.name, spec.resources.start_seconds, spec.resources.replicas)
+
+    def stop(self, release: Release) -> None:
+        """Remove the release's objects; pods drain by their preStop hook. Foreign objects are left alone."""
+        for kind in OWN_KINDS:
+            for item in self._api.find(kind, labels={RELEASE_LABEL: release.name, MANAGED_BY: MANAGER}):
+                if item["metadata"]["name"] == release.name:
+                    self._api.delete(kind, release.name)
+
+    def running(self) -> frozenset[str]:
+        found = self._api.find("Deployment", labels={MANAGED_BY: MANAGER})
+        names = (item["metadata"]["labels"].get(RELEASE_LABEL) for item in found)
+        return frozenset(name for name in names if name)
+
+    def url(self, release: Release) -> str:
+        return f"http://{self._cluster.host(release.name)}:{PORT}"
+
+    def settle(self, model: str) -> None:
+        """A promotion or an experiment is over: autoscalers get their own minimum back."""
+        for autoscaler in self._autoscalers.of({MODEL_LABEL: model}).values():
+            self._autoscalers.unpin(autoscaler)
+
+    # -- traffic
+
+    def routes(self, model: str) -> Routes:
+        found = self._api.get("VirtualService", model)
+        return Routes() if found is None else mesh.routes_of(model, _entries(found))
+
+    def route(self, model: str, routes: Routes) -> None:
+        """Write our entries of the model's VirtualService, and read back that they stand.
+
+        Every field that is not ours stays. Raises RouteConflict when somebody else keeps writing.
+        """
+        deployments = self._deployments(model)
+        ours = mesh.entries_of(
+            model, routes, self._cluster, self._skeletons["route"], self._sleepers(deployments)
+        )
+        if sum(weight > 0 for weight in routes.weights.values()) > 1:
+            self._pin_all(model, routes, deployments)
+        for attempt in range(ROUTE_TRIES):
+            found = self._api.get("VirtualService", model)
+            if found is not None and attempt and _stands(found, ours):
+                return
+            if not self._write(model, found, ours):
+                self._sleep(min(0.05 * 2**attempt, 1))
+        found = self._api.get("VirtualService", model)
+        if found is None or not _stands(found, ours):
+            raise RouteConflict(
+                f"somebody else keeps changing the VirtualService {model}; our {ROUTE_TRIES} writes did not "
+                f"last. `kubectl get virtualservice {model} -n {self._cluster.namespace} -o yaml "
+                "--show-managed-fields` shows who; stop that and try again"
+            )
+
+    def _write(self, model: str, found: Manifest | None, ours: list[Manifest]) -> bool:
+        """One write; False when somebody was faster and the caller has to look again."""
+        try:
+            if found is None:
+                skeleton = self._skeletons["virtual-service"]
+                self._api.create(mesh.virtual_service(model, ours, self._cluster, skeleton))
+                return True
+            entries = _entries(found)
+            if not (_is_ours(found) or any(mesh.is_ours(entry) for entry in entries)):
+                raise RouteConflict(
+                    f"the VirtualService {model} in {self._cluster.namespace} belongs to somebody else "
+                    f"(no label {MANAGED_BY}={MANAGER}); rename it or delete it"
+                )
+            merged = mesh.merge(entries, ours)
+            if merged != entries:
+                version = found["metadata"]["resourceVersion"]
+                patch = {"metadata": {"resourceVersion": version}, "spec": {"http": merged}}
+                self._api.merge("VirtualService", model, patch)
+        except Conflict:
+            return False
+        return True
+
+    # -- what a start needs
+
+    def _deployments(self, model: str) -> dict[str, Manifest]:
+        """The Deployment of every release of the model, by name."""
+        found = self._api.find("Deployment", labels={MODEL_LABEL: model, MANAGED_BY: MANAGER})
+        return {item["metadata"]["name"]: item for item in found}
+
+    def _sleepers(self, deployments: Mapping[str, Manifest]) -> dict[str, float]:
+        """The releases that are entered through the interceptor, with the seconds they may be waited for."""
+        return {
+            name: self._cluster.wake_seconds
+            for name, deployment in deployments.items()
+            if deployment["metadata"]["labels"].get(ENTRY_LABEL) == "interceptor"
+        }
+
+    def _refuse_foreign(self, release: Release, known: Manifest | None) -> None:
+        found = known or self._api.get("Deployment", release.name)
+        if found is None:
+            return
+        if not _is_ours(found):
+            raise ReleaseNotReady(
+                f"a Deployment {release.name} that is not ours (no label {MANAGED_BY}={MANAGER}) stands in "
+                f"{self._cluster.namespace}; rename it or delete it"
+            )
+        sha256 = (found["metadata"].get("annotations") or {}).get(SHA256_ANNOTATION)
+        if sha256 not in (None, release.sha256):
+            raise ReleaseExists(
+                f"{release.name} runs in the cluster with other content (bundle {sha256[:12]}, not "
+                f"{release.sha256[:12]}); releases are immutable, register a new version"
+            )
+
+    def _brace(
+        self, release: Release, deployments: Mapping[str, Manifest], autoscalers: Mapping[str, Manifest]
+    ) -> None:
+        """Pin the releases that serve the model now; wake those that sleep, before a canary starts."""
+        try:
+            serving = [name for name, weight in self.routes(release.model).weights.items() if weight > 0]
+        except RouteConflict:
+            return  # a mangled route must not keep a rollback from starting its target; route() overwrites it
+        woken = []
+        for name in serving:
+            deployment = deployments.get(name)
+            if name == release.name or deployment is None:
+                continue
+            replicas = _replicas(deployment)
+            if name in autoscalers:
+                self._autoscalers.pin(autoscalers[name], replicas)
+            if replicas == 0:
+                self._api.merge("Deployment", name, {"spec": {"replicas": 1}})
+                woken.append(name)
+        for name in woken:
+            self._wait(name, self._cluster.wake_seconds, 1)
+
+    def _pin(self, spec: ModelSpec, autoscaler: Manifest | None) -> int | None:
+        """The pinned minimum of the release that is started: a sleeper stays awake until it is settled."""
+        if autoscaler is not None and pinned_from(autoscaler) is not None:
+            spec_of = autoscaler["spec"]
+            return max(int(spec_of.get("minReplicas", spec_of.get("minReplicaCount", 1))), 1)
+        return spec.resources.replicas if scales_to_zero(spec) else None
+
+    def _pin_all(self, model: str, routes: Routes, deployments: Mapping[str, Manifest]) -> None:
+        """While traffic is split, nobody in the split may shrink."""
+        for name, autoscaler in self._autoscalers.of({MODEL_LABEL: model}).items():
+            if name in routes.weights and name in deployments and pinned_from(autoscaler) is None:
+                self._autoscalers.pin(autoscaler, _replicas(deployments[name]))
+
+    def _apply(self, manifest: Manifest) -> Manifest:
+        for _ in range(ROUTE_TRIES):
+            try:
+                return self._api.apply(manifest)
+            except Conflict:
+                self._sleep(0.05)
+        name = manifest["metadata"]["name"]
+        raise DependencyDown(
+            f"somebody keeps changing the {manifest['kind']} {name}; stop that and try again"
+        )
+
+    # -- waiting
+
+    def _wait(self, name: str, start_seconds: float, replicas: int) -> None:
+        """Until `replicas` servers are available (fewer when the Deployment asks for fewer).
+
+        More may be wanted by an autoscaler; a rollback does not wait for those. The time that a pod waits
+        for a node does not count as starting.
+        """
+        begun = self._clock()
+        scheduled_at: float | None = None
+        trouble: Trouble | None = None
+        while True:
+            deployment = self._api.get("Deployment", name)
+            if deployment is None:
+                raise ReleaseNotReady(f"the Deployment {name} was deleted while it started; start it again")
+            if is_available(deployment, replicas):
+                return
+            pods = self._api.find("Pod", labels={RELEASE_LABEL: name})
+            trouble = trouble_of(deployment, pods)
+            now = self._clock()
+            if trouble is not None and trouble.unscheduled:
+                scheduled_at = None
+            elif scheduled_at is None:
+                scheduled_at = now
+            if trouble is not None and trouble.hopeless:
+                raise self._not_ready(name, trouble)
+            if scheduled_at is not None and now - scheduled_at > start_seconds:
+                waited = f"not ready after {start_seconds:g} s"
+                raise self._not_ready(name, trouble or self._probes(pods), waited)
+            if now - begun > self._cluster.node_seconds + start_seconds:
+                raise self._not_ready(name, trouble, f"no node after {now - begun:.0f} s")
+            self._sleep(self._poll_seconds)
+
+    def _probes(self, pods: list[Manifest]) -> Trouble | None:
+        pod = unready_pod(pods)
+        if pod is None:
+            return None
+        events = self._api.find("Event", fields={"involvedObject.name": pod})
+        return probe_trouble(pod, events)
+
+    def _not_ready(self, name: str, trouble: Trouble | None, waited: str | None = None) -> ReleaseNotReady:
+        words = [waited] if waited else []
+        words.append(
+            trouble.reason
+            if trouble
+            else f"its pods say nothing; see `kubectl describe pod -l "
+            f"{RELEASE_LABEL}={name} -n {self._cluster.namespace}`"
+        )
+        if trouble and trouble.pod and trouble.container:
+            lines = self._api.log_tail(trouble.pod, trouble.container, LOG_LINES)
+            if lines:
+                words.append("last log lines: " + " | ".join(line.strip() for line in lines))
+        return ReleaseNotReady(f"{name} never became ready: {'; '.join(words)}")
+
+
+def _entries(virtual_service: Manifest) -> list[Manifest]:
+    return list((virtual_service.get("spec") or {}).get("http") or [])
+
+
+def _stands(found: Manifest, ours: list[Manifest]) -> bool:
+    entries = _entries(found)
+    return mesh.merge(entries, ours) == entries
+
+
+def _is_ours(thing: Manifest) -> bool:
+    return (thing["metadata"].get("labels") or {}).get(MANAGED_BY) == MANAGER
+
+
+def _replicas(deployment: Manifest) -> int:
+    return int(deployment["spec"].get("replicas", 1))
+
+
+def _owner_reference(deployment: Manifest) -> Manifest:
+    """Deleting the Deployment by hand takes everything of the release along."""
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "name": deployment["metadata"]["name"],
+        "uid": deployment["metadata"]["uid"],
+    }
