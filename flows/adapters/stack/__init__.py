@@ -17,6 +17,7 @@ from pathlib import Path
 
 from flows.adapters.stack.parts import Part, all_parts
 from flows.adapters.stack.processes import check_ports, members, reap
+from flows.adapters.stack.releases import bring_back
 from flows.adapters.stack.supervision import LIVING_STATES, Supervisor
 from flows.domain.errors import DependencyDown
 from flows.settings import Settings
@@ -218,9 +219,15 @@ def _start(
             failed.set()
             raise
 
-    with ThreadPoolExecutor(len(parts)) as pool:
+    def releases() -> None:
+        for need in {"postgres", "redis"} & set(ready):
+            ready[need].result()
+        bring_back(settings, supervisor, say)
+
+    with ThreadPoolExecutor(len(parts) + 1) as pool:
         for part in parts:  # what a part needs comes before it in the list
             ready[part.name] = pool.submit(begin, part)
+        ready["releases"] = pool.submit(releases)
         failures = [error for done in as_completed(ready.values()) if (error := done.exception())]
     if failures:
         raise failures[0]

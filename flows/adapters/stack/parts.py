@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib.util
 import secrets
 import shutil
-import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -22,7 +21,6 @@ from flows.adapters.stack.files import TEMPLATES, render, write
 from flows.domain.errors import DependencyDown
 from flows.settings import LOOPBACK, Settings
 
-WORK_POOL = "local"
 WORKER = "local"
 
 
@@ -142,7 +140,7 @@ def _envoy(settings: Settings) -> Part:
             *("--disable-hot-restart", "--log-level", "warning", "--concurrency", "2"),
         ],
         configure=configure,
-        healthy=lambda: _answers(f"http://{LOOPBACK}:{settings.ports.gateway_admin}/ready"),
+        healthy=lambda: answers(f"http://{LOOPBACK}:{settings.ports.gateway_admin}/ready"),
         ports=("gateway", "gateway_admin"),
         url=settings.gateway_url,
     )
@@ -173,7 +171,7 @@ def _prometheus(settings: Settings) -> Part:
             "--log.level=warn",
         ],
         configure=configure,
-        healthy=lambda: _answers(f"{settings.prometheus_url}/-/ready"),
+        healthy=lambda: answers(f"{settings.prometheus_url}/-/ready"),
         ports=("prometheus",),
         url=settings.prometheus_url,
     )
@@ -201,7 +199,7 @@ def _alertmanager(settings: Settings) -> Part:
             "--log.level=warn",
         ],
         configure=configure,
-        healthy=lambda: _answers(f"{url}/-/ready"),
+        healthy=lambda: answers(f"{url}/-/ready"),
         ports=("alertmanager",),
         url=url,
     )
@@ -226,7 +224,7 @@ def _prefect(settings: Settings) -> Part:
             "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
             "PYTHONUNBUFFERED": "1",
         },
-        healthy=lambda: _answers(f"{settings.prefect_url}/health"),
+        healthy=lambda: answers(f"{settings.prefect_url}/health"),
         needs=("postgres",),
         ports=("prefect",),
         url=settings.prefect_ui_url,
@@ -245,7 +243,7 @@ def _worker(settings: Settings) -> Part:
         """The server has heard this worker. It believes in a dead one for a while, hence the time."""
         try:
             answer = httpx.post(
-                f"{settings.prefect_url}/work_pools/{WORK_POOL}/workers/filter",
+                f"{settings.prefect_url}/work_pools/{settings.work_pool}/workers/filter",
                 json={"limit": 10},
                 timeout=5,
                 trust_env=False,
@@ -261,7 +259,7 @@ def _worker(settings: Settings) -> Part:
     return Part(
         name="worker",
         command=[
-            *(settings.python, "-m", "prefect", "worker", "start", "--pool", WORK_POOL),
+            *(settings.python, "-m", "prefect", "worker", "start", "--pool", settings.work_pool),
             *("--type", "process", "--name", WORKER, "--install-policy", "never"),
         ],
         configure=configure,
@@ -287,7 +285,7 @@ def _alerts(settings: Settings) -> Part:
         name="alerts",
         command=[settings.python, "-m", "flows.alerts", "serve"],
         environment={**settings.environment(), **settings.prefect_environment(), "PYTHONUNBUFFERED": "1"},
-        healthy=lambda: _listens(settings.ports.alerts),
+        healthy=lambda: answers(f"http://{LOOPBACK}:{settings.ports.alerts}/healthz"),
         needs=("prefect",),
         ports=("alerts",),
         url=f"http://{LOOPBACK}:{settings.ports.alerts}",
@@ -309,14 +307,8 @@ def _program_of_wheel(module: str, path: str, wheel: str) -> str:
     return str(Path(package.submodule_search_locations[0]) / path)
 
 
-def _answers(url: str) -> bool:
+def answers(url: str) -> bool:
     try:
         return httpx.get(url, timeout=5, trust_env=False).status_code == 200
     except httpx.HTTPError:
         return False
-
-
-def _listens(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.settimeout(2)
-        return probe.connect_ex((LOOPBACK, port)) == 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import http.client
 import os
 import shlex
@@ -48,6 +49,11 @@ class Supervisor:
         self._settings = settings
         self._socket = settings.sockets / "supervisor.sock"
 
+    @property
+    def mark(self) -> Mapping[str, str]:
+        """Environment variables by which the stack's processes are found."""
+        return {MARK: str(self._settings.state)}
+
     # -- supervisord itself ---------------------------------------------------------------------------
 
     def alive(self) -> bool:
@@ -73,7 +79,7 @@ class Supervisor:
         self._socket.unlink(missing_ok=True)
         finished = subprocess.run(
             [settings.python, "-W", "ignore", "-m", "supervisor.supervisord", "-c", str(config)],
-            env={**os.environ, MARK: str(settings.state)},
+            env={**os.environ, **self.mark},
             cwd=settings.state,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -104,7 +110,7 @@ class Supervisor:
         folder: Path | None = None,
         stop_seconds: float = 10,
         stop_signal: str = "TERM",
-        start_retries: int = 5,
+        start_retries: int = 3,
         user: str = "",
     ) -> None:
         """Write the program's files. It is not known to a running supervisord before `load`.
@@ -118,13 +124,15 @@ class Supervisor:
             f"export {variable}={shlex.quote(value)}" for variable, value in sorted(environment.items())
         ]
         lines = ["#!/bin/sh", *exports, f"exec {shlex.join(command)}", ""]
+        text = "\n".join(lines)
         # A script may carry addresses with credentials: only its user may read it.
-        write(script, "\n".join(lines), mode=0o755 if user else 0o700)
+        write(script, text, mode=0o755 if user else 0o700)
         write(
             settings.programs_folder / f"{name}.conf",
             render(
                 "program.conf.j2",
                 name=name,
+                digest=hashlib.sha256(text.encode()).hexdigest()[:16],
                 script=escape(shlex.quote(str(script))),
                 folder=escape(folder or settings.state),
                 log=escape(self.log(name)),

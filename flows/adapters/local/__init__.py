@@ -1,0 +1,199 @@
+"""The local platform: release servers under supervision, Envoy as the data plane.
+
+The same promises as on Kubernetes: a release is started once and never changed; only the route moves.
+One server a release, whatever `resources.replicas` says: this is one machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import httpx
+
+from flows.adapters.local import commands
+from flows.adapters.local.gateway import Gateway
+from flows.adapters.local.records import Record, Records
+from flows.domain.errors import DependencyDown, ReleaseNotReady
+from flows.domain.release import Release
+from flows.domain.routes import Routes
+from flows.domain.spec import ModelSpec
+from flows.settings import LOOPBACK, Settings
+
+__all__ = ["LocalPlatform", "Supervision"]
+
+POLL_SECONDS = 0.1
+TRIES = 3
+"""A server that has ended this often while it was starting will not become ready."""
+GRACE_SECONDS = 10
+"""What a server gets beyond its own drain before it is killed."""
+
+
+class Supervision(Protocol):
+    """What keeps programs alive (`flows.adapters.stack.Supervisor`)."""
+
+    @property
+    def mark(self) -> Mapping[str, str]:
+        """Environment variables by which the stack's processes are found."""
+
+    def define(
+        self,
+        name: str,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        *,
+        folder: Path | None = None,
+        stop_seconds: float = 10,
+        start_retries: int = 3,
+    ) -> None: ...
+
+    def load(self, names: Sequence[str]) -> None: ...
+
+    def start(self, name: str) -> None: ...
+
+    def remove(self, name: str) -> None: ...
+
+    def state(self, name: str) -> Any: ...
+
+    def last_lines(self, name: str, count: int = 5) -> str: ...
+
+
+class LocalPlatform:
+    """`Platform` on one machine; the stack must be up."""
+
+    def __init__(self, settings: Settings, supervision: Supervision) -> None:
+        self._settings = settings
+        self._supervision = supervision
+        self._records = Records(settings.releases_folder, settings.ports.releases)
+        self._gateway = Gateway(
+            settings.gateway_folder,
+            f"http://{LOOPBACK}:{settings.ports.gateway_admin}",
+            timeout=settings.gateway_timeout_seconds,
+        )
+
+    def start(self, release: Release, spec: ModelSpec) -> None:
+        """Start the server and wait until `/readyz` says 200, at most `resources.start_seconds`."""
+        known = self._records.get(release.name)
+        record = self._records.claim(release, spec.resources.drain_seconds)
+        variables = commands.environment(self._settings, release, spec, record)
+        try:
+            command = commands.command(self._settings, release, variables, self._supervision.mark)
+            self._supervision.define(
+                release.name,
+                command,
+                variables,
+                folder=self._settings.repository,
+                stop_seconds=float(variables["SERVING_DRAIN_SECONDS"]) + GRACE_SECONDS,
+                # A release in service is brought back for as long as it takes.
+                start_retries=1_000_000,
+            )
+            self._supervision.load([release.name])
+            self._supervision.start(release.name)
+            self._scrape(record)
+            self._gateway.offer(self._ports())
+            self._await(record, spec.resources.start_seconds)
+        except BaseException:
+            if known is None:
+                # Nothing serves from it yet. A release that had servers before stays under supervision.
+                self._remove(release.name)
+            raise
+
+    def stop(self, release: Release) -> None:
+        """Wait for the gateway's requests to be answered, then stop the server and forget it."""
+        record = self._records.get(release.name)
+        if record is None:
+            return
+        deadline = time.monotonic() + record.drain_seconds
+        if self._is_out_of_route(release):
+            while self._gateway.busy(release.name) and time.monotonic() < deadline:
+                time.sleep(POLL_SECONDS)
+        self._remove(release.name)
+
+    def route(self, model: str, routes: Routes) -> None:
+        """Set the whole route. Raises ReleaseNotReady when it names a release without servers."""
+        ports = self._ports()
+        named = {*routes.weights, *(match.release for match in routes.matches)}
+        if routes.mirror is not None:
+            named.add(routes.mirror.release)
+        if missing := sorted(named - set(ports)):
+            raise ReleaseNotReady(f"{', '.join(missing)} has no servers here; start it before routing to it")
+        self._gateway.serve(model, routes, ports)
+
+    def routes(self, model: str) -> Routes:
+        return self._gateway.routes(model)
+
+    def url(self, release: Release) -> str:
+        record = self._records.get(release.name)
+        if record is None:
+            raise ReleaseNotReady(f"{release.name} has no servers here; start it first")
+        return record.url
+
+    def running(self) -> frozenset[str]:
+        return frozenset(record.release for record in self._records.all())
+
+    # -------------------------------------------------------------------------------------------------
+
+    def _ports(self) -> dict[str, int]:
+        return {record.release: record.port for record in self._records.all()}
+
+    def _is_out_of_route(self, release: Release) -> bool:
+        """Waiting only makes sense when no new requests arrive."""
+        try:
+            return self._gateway.routes(release.model).weight(release.name) == 0
+        except DependencyDown:
+            return False
+
+    def _remove(self, name: str) -> None:
+        self._supervision.remove(name)
+        self._records.forget(name)
+        self._scrape_file(name).unlink(missing_ok=True)
+        self._gateway.offer(self._ports())
+
+    def _await(self, record: Record, seconds: float) -> None:
+        begun = time.monotonic()
+        ended = 0
+        pid = 0
+        while True:
+            problem = _unready(record.url)
+            if problem is None:
+                return
+            state = self._supervision.state(record.release)
+            if state is not None and state.pid != pid:
+                ended += 1 if pid else 0
+                pid = state.pid
+            waited = time.monotonic() - begun
+            if ended >= TRIES or waited > seconds:
+                what = f"ended {ended} times while starting" if ended >= TRIES else f"is not ready: {problem}"
+                lines = self._supervision.last_lines(record.release) or "(empty)"
+                raise ReleaseNotReady(
+                    f"{record.release} {what} (after {waited:.0f} s of {seconds:g} s); its log ends: {lines}"
+                )
+            time.sleep(POLL_SECONDS)
+
+    def _scrape(self, record: Record) -> None:
+        """Tell Prometheus where the server is."""
+        file = self._scrape_file(record.release)
+        labels = {"release": record.release, "model": record.model, "version": str(record.version)}
+        group = [{"targets": [f"{LOOPBACK}:{record.port}"], "labels": labels}]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_name(f".{record.release}.{os.getpid()}")
+        temporary.write_text(json.dumps(group))
+        temporary.replace(file)
+
+    def _scrape_file(self, name: str) -> Path:
+        return self._settings.scrape_folder / f"{name}.json"
+
+
+def _unready(url: str) -> str | None:
+    """Why the server is not ready; None when it is."""
+    try:
+        answer = httpx.get(f"{url}/readyz", timeout=5, trust_env=False)
+    except httpx.HTTPError as error:
+        return f"{url} does not answer ({type(error).__name__})"
+    if answer.status_code == 200:
+        return None
+    return f"/readyz says {answer.status_code} {' '.join(answer.text.split())[:200]}"
