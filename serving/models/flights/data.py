@@ -17,6 +17,7 @@ import importlib.util
 import os
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -32,6 +33,7 @@ ROWS_PER_GROUP = 8192
 """Small groups, so that a replay which starts in July skips the first half of the file."""
 
 INPUTS = (
+    "scheduled",
     "carrier",
     "origin",
     "dest",
@@ -50,6 +52,7 @@ INPUTS = (
     "visibility",
 )
 
+_SCHEDULE = ("month", "day", "sched_dep_time", "time_hour")
 _WEATHER = {
     "temp": "temperature",
     "dewp": "dew_point",
@@ -106,8 +109,7 @@ def _prepare(source: Path) -> pa.Table:
 
 def _flights(path: Path) -> pa.Table:
     with zipfile.ZipFile(path) as archive, archive.open("flights.csv") as content:
-        raw = _read(content, ["month", "day", "sched_dep_time", "arr_delay", "carrier", "tailnum"]
-                    + ["origin", "dest", "distance", "time_hour"])  # fmt: skip
+        raw = _read(content, [*_SCHEDULE, "arr_delay", "carrier", "tailnum", "origin", "dest", "distance"])
     scheduled = raw["sched_dep_time"].to_numpy()
     minutes = scheduled // 100 * 60 + scheduled % 100
     months = raw["month"].to_numpy().astype("timedelta64[M]") + np.datetime64("2012-12")
@@ -126,10 +128,18 @@ def _flights(path: Path) -> pa.Table:
             "tailnum": raw["tailnum"],
             "time_hour": raw["time_hour"],
             "distance": raw["distance"].cast(pa.float64()),
+            "scheduled": _unix_seconds(raw["time_hour"], scheduled % 100),
             "hour": np.round(minutes / 60, 3),
             "weekday": ((days - monday).astype(int) % 7).astype(np.int8),
         }
     )
+
+
+def _unix_seconds(hour: pa.ChunkedArray, minute: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The same moment as `at`, for readers that do not know New York's time: seconds since 1970, UTC."""
+    start = pc.strptime(hour, format="%Y-%m-%dT%H:%M:%SZ", unit="s").cast(pa.int64()).to_numpy()
+    seconds: np.ndarray[Any, Any] = start + minute * 60
+    return seconds
 
 
 def _planes(path: Path) -> pa.Table:
@@ -143,7 +153,7 @@ def _weather(path: Path) -> pa.Table:
     raw = _read(path, ["origin", "time_hour", *_WEATHER])
     columns = {"origin": raw["origin"], "time_hour": raw["time_hour"]}
     for name, meaning in _WEATHER.items():
-        columns[meaning] = raw[name].cast(pa.float64())
+        columns[meaning] = pc.round(raw[name].cast(pa.float64()), 2)
     plausible = pc.less(columns["wind_speed"], IMPOSSIBLE_WIND)
     columns["wind_speed"] = pc.if_else(plausible, columns["wind_speed"], pa.scalar(None, pa.float64()))
     return pa.table(columns)
