@@ -12,6 +12,7 @@
     ├── PromotionRunning       this model is being promoted already
     ├── PromotionLost          someone else (rollback, sweep, abort) took the turn; stop quietly
     ├── PromotionRejected      the judge rejected the canary; traffic went back
+    ├── PromotionUnproven      the deadline came without proof and the policy keeps the canary where it is
     ├── RouteConflict          somebody else changed the route; it was left as it is
     ├── DependencyDown         a system that we need does not answer; carries its name
     └── PortTaken              a port of the local stack is in use by somebody else
@@ -55,6 +56,9 @@ class PromotionLost(ModelServeError): ...
 
 
 class PromotionRejected(ModelServeError): ...
+
+
+class PromotionUnproven(ModelServeError): ...
 
 
 class RouteConflict(ModelServeError): ...

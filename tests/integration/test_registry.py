@@ -146,7 +146,7 @@ def test_a_retreat_to_a_chosen_version_makes_it_stable(registry: Registry) -> No
         assert retreat is not None
         turn.intend_retreat(retreat)
         turn.settle_retreat(retreat, None)
-    assert phases(registry) == {1: Phase.STABLE, 2: Phase.PREVIOUS, 3: Phase.REJECTED}
+    assert phases(registry) == {1: Phase.STABLE, 2: Phase.PREVIOUS, 3: Phase.REGISTERED}
 
 
 def test_events_cannot_be_changed(registry: Registry, database_url: str) -> None:

@@ -148,14 +148,6 @@ class Registry:
             )
             return frozenset(release_name(row["model"], row["version"]) for row in cursor.fetchall())
 
-    def set_image(self, release: Release, image: str) -> None:
-        with self._transaction() as cursor:
-            cursor.execute(
-                "UPDATE releases SET image = %s WHERE model = %s AND version = %s",
-                (image, release.model, release.version),
-            )
-            append_event(cursor, release.model, release.version, "image", {"image": image})
-
     def standing(self, model: str) -> Standing:
         """Raises ReleaseUnknown when there is no such model."""
         with self._transaction() as cursor:
@@ -438,18 +430,22 @@ class Registry:
             version = promotion.version if promotion else None
             append_event(cursor, model, version, kind, detail, promotion.id if promotion else None)
 
-    def events(self, model: str, promotion: Promotion | None = None) -> list[Event]:
+    def events(self, model: str, promotion: Promotion | None = None, after: int = 0) -> list[Event]:
+        """Those of a model, or of one promotion, whose id is greater than `after`; oldest first."""
         with self._transaction() as cursor:
             cursor.execute(
-                "SELECT at, version, promotion, kind, detail FROM events"
-                " WHERE model = %(model)s AND (%(promotion)s IS NULL OR promotion = %(promotion)s::uuid)"
-                " ORDER BY id",
-                {"model": model, "promotion": promotion.id if promotion else None},
+                "SELECT id, at, version, promotion, kind, detail FROM events"
+                " WHERE model = %(model)s AND id > %(after)s"
+                " AND (%(promotion)s IS NULL OR promotion = %(promotion)s::uuid) ORDER BY id",
+                {"model": model, "promotion": promotion.id if promotion else None, "after": after},
             )
-            return [
-                Event(row["at"], row["version"], row["promotion"], row["kind"], row["detail"])
-                for row in cursor.fetchall()
-            ]
+            return [Event(**row) for row in cursor.fetchall()]
+
+    def last_event(self) -> int:
+        """The id of the newest event; 0 when there is none."""
+        with self._transaction() as cursor:
+            cursor.execute("SELECT coalesce(max(id), 0) AS last FROM events")
+            return int(one(cursor)["last"])
 
     # -- turns ------------------------------------------------------------------------------------
 

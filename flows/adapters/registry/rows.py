@@ -30,6 +30,7 @@ LATE = "now() > deadline + make_interval(secs => %(grace)s)"
 
 @dataclass(frozen=True)
 class Event:
+    id: int
     at: datetime
     version: int | None
     promotion: str | None

@@ -100,6 +100,13 @@ class Turn:
             "UPDATE models SET route = %s WHERE name = %s", (Json(routes_to_json(routes)), self._model)
         )
 
+    def record_image(self, promotion: Promotion, image: str) -> None:
+        self._cursor.execute(
+            "UPDATE releases SET image = %s WHERE model = %s AND version = %s",
+            (image, self._model, promotion.version),
+        )
+        self._note(promotion, "image", {"image": image})
+
     def record_weight(self, promotion: Promotion, weight: int) -> None:
         """The data plane serves `weight` % from the canary now."""
         self._cursor.execute("UPDATE promotions SET weight = %s WHERE id = %s", (weight, promotion.id))

@@ -1,0 +1,62 @@
+# Every verb is the same by hand, in hooks and in CI. `make help` lists them.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: help setup demo test fast lint format check up down image e2e bench bench-judge bench-serving bench-drift \
+        bench-rollback bench-scale infra-check constraints clean
+
+help:  ## list the verbs
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
+
+setup:  ## install system packages, the virtual environment and the wheels (idempotent)
+	@infra/local/setup
+
+demo: setup  ## promote a real model on this machine, reject a sick one, roll back on an alert
+	@$(BIN)/modelserve prepare
+	@$(BIN)/modelserve demo
+
+up: setup  ## start the local stack
+	@$(BIN)/modelserve up
+
+down:  ## stop it
+	@$(BIN)/modelserve down
+
+test: setup  ## all tests: fast ones first, then real parts, then end to end and chaos
+	$(PYTEST) -q tests/domain tests/serving tests/flows tests/models
+	$(PYTEST) -q tests/agreement tests/manifests tests/monitoring tests/infra tests/workflows tests/platform tests/integration
+	$(PYTEST) -q tests/e2e tests/chaos
+
+fast: setup  ## the tests that take seconds
+	$(PYTEST) -q tests/domain tests/serving
+
+lint: setup  ## style, types, import contracts, manifests, rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/hadolint serving/Containerfile
+
+check: lint test  ## what CI runs
+
+format:  ## put the code into shape
+	$(BIN)/ruff check --fix -q .
+	$(BIN)/ruff format -q .
+
+image: setup  ## make what release images are built on
+	@$(BIN)/modelserve prepare
+
+e2e: setup  ## the end-to-end and chaos tests alone
+	$(PYTEST) -q tests/e2e tests/chaos
+
+bench: bench-judge bench-serving bench-drift bench-rollback bench-scale  ## every benchmark
+
+constraints:  ## write constraints.txt from the virtual environment
+	@{ echo '# Every dependency, pinned. Refresh with `make constraints`.'; \
+	   echo '# Torch is installed first and by itself, so that the CPU build is taken (see DECISIONS.md).'; \
+	   $(BIN)/pip freeze --exclude-editable | sed -E 's/^(torch==[0-9.]+)\+cpu/\1/'; } > constraints.tmp
+	@mv constraints.tmp constraints.txt
+
+clean:  ## remove caches (not the state folder)
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

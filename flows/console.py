@@ -1,0 +1,111 @@
+"""How the registry's words look in a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+from rich.table import Table
+
+from flows.adapters.registry import Event
+from flows.adapters.stack import PartStatus
+from flows.domain.promotion import Promotion, Standing, State
+from flows.settings import Settings
+
+ENDED_WELL = {State.PROMOTED: "green", State.RUNNING: "cyan", State.WATCHING: "cyan"}
+
+
+def clock(at: datetime) -> str:
+    """Local time of day; the date only when it is not today."""
+    local = at.astimezone()
+    today = datetime.now().astimezone().date()
+    return f"{local:%H:%M:%S}" if local.date() == today else f"{local:%Y-%m-%d %H:%M:%S}"
+
+
+def addresses(settings: Settings) -> Table:
+    table = Table.grid(padding=(0, 2))
+    ports = settings.ports
+    table.add_row("Prefect UI", settings.prefect_ui_url)
+    table.add_row("gateway", f"{settings.gateway_url}/models/<model>/predict")
+    table.add_row("Prometheus", settings.prometheus_url)
+    table.add_row("Alertmanager", f"http://127.0.0.1:{ports.alertmanager}")
+    table.add_row("logs", str(settings.logs))
+    return table
+
+
+def parts_table(parts: Sequence[PartStatus]) -> Table:
+    table = Table(title="parts", title_justify="left")
+    for column in ("part", "state", "pid", "up for", "address", "log"):
+        table.add_column(column, overflow="fold")
+    for part in parts:
+        colour = "green" if part.healthy else "yellow" if part.state != "DOWN" else "dim"
+        since = f"{part.seconds:.0f} s" if part.pid else ""
+        table.add_row(
+            part.name, f"[{colour}]{part.state.lower()}[/]", str(part.pid or ""), since, part.url, str(part.log)
+        )
+    return table
+
+
+def standings_table(standing: Standing) -> Table:
+    title = standing.model + (f" (frozen: {standing.frozen})" if standing.frozen else "")
+    table = Table(title=title, title_justify="left")
+    for column in ("release", "phase", "traffic", "sha256", "image"):
+        table.add_column(column, overflow="fold")
+    for release in standing.releases:
+        weight = standing.route.weight(release.name)
+        table.add_row(
+            release.name, release.phase, f"{weight} %" if weight else "", release.sha256[:12], release.image or ""
+        )
+    return table
+
+
+def promotions_table(promotions: Sequence[Promotion]) -> Table:
+    table = Table(title="promotions", title_justify="left")
+    for column in ("id", "version", "state", "weight", "began", "seconds", "why"):
+        table.add_column(column, overflow="fold")
+    for promotion in promotions:
+        colour = ENDED_WELL.get(promotion.state, "red")
+        seconds = f"{(promotion.ended_at - promotion.started_at).total_seconds():.0f}" if promotion.ended_at else ""
+        table.add_row(
+            promotion.id[:8],
+            f"v{promotion.version}",
+            f"[{colour}]{promotion.state}[/]",
+            f"{promotion.weight} %",
+            clock(promotion.started_at),
+            seconds,
+            promotion.reason or "",
+        )
+    return table
+
+
+def event_line(event: Event) -> str:
+    release = f"v{event.version} " if event.version is not None else ""
+    return f"{clock(event.at)}  {release}{event.kind}  {_detail(event.detail)}".rstrip()
+
+
+def events_table(events: Iterable[Event]) -> Table:
+    table = Table(title="events", title_justify="left")
+    for column in ("at", "version", "event", "detail"):
+        table.add_column(column, overflow="fold")
+    for event in events:
+        version = f"v{event.version}" if event.version is not None else ""
+        table.add_row(clock(event.at), version, event.kind, _detail(event.detail))
+    return table
+
+
+def _detail(detail: dict[str, Any]) -> str:
+    """The fields a person reads; long lists (findings, windows) are counted instead."""
+    shown = []
+    for key, value in detail.items():
+        if value is None or value in ({}, []):
+            continue
+        if isinstance(value, list | dict):
+            shown.append(f"{key}: {len(value)}")
+        elif key == "weight":
+            shown.append(f"{value} %")
+        elif key in ("reason", "why", "sentence"):
+            shown.append(str(value))
+        else:
+            shown.append(f"{key} {value}")
+    return ", ".join(shown)

@@ -1,0 +1,278 @@
+"""`promote`: take one release from the registry to all of the traffic, or back. The straight path.
+
+begin → build → scan → start → verify → (shift → watch) a step → crown → watch on. Whatever goes wrong,
+`restore` puts the traffic back. Every step looks at the registry before it acts, so a promotion that was
+killed anywhere can be run again and goes on where it stood.
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from prefect import flow, get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from prefect.exceptions import TerminationSignal
+from prefect.runtime import flow_run
+
+from flows.adapters.servers import verify
+from flows.domain.errors import (
+    DependencyDown,
+    ModelServeError,
+    PromotionLost,
+    PromotionRejected,
+    PromotionUnproven,
+    RouteConflict,
+    ScanRefused,
+    VerificationFailed,
+)
+from flows.domain.promotion import Promotion, State, ramp, settled
+from flows.domain.release import Release
+from flows.domain.spec import ModelSpec, parse_spec
+from flows.domain.verification import parse_samples
+from flows.report import publish_images, publish_report
+from flows.restore import reconcile, restore
+from flows.watch import announce, watch, watch_on
+from flows.wiring import ControlPlane, control_plane
+
+AGAINST_THE_RELEASE = (PromotionRejected, ScanRefused, VerificationFailed)
+"""Errors that say something about the release; every other one is a fault of ours and teaches nothing."""
+
+ROUTE_PATIENCE_SECONDS = 5.0
+"""Between two looks at a route that somebody else has changed, or at a system that is away."""
+
+
+def _worth_a_retry(_task: object, _run: object, state: object) -> bool:
+    """A system that is away comes back; a verdict against the release does not change by asking again."""
+    error = getattr(state, "data", None)
+    exception = getattr(error, "exception", error)
+    return isinstance(exception, DependencyDown)
+
+
+def step(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A task of the promotion: never cached, since effects must happen again, and patient with outages."""
+    return task(
+        task_run_name=name,
+        cache_policy=NO_CACHE,
+        retries=20,
+        retry_delay_seconds=ROUTE_PATIENCE_SECONDS,
+        retry_condition_fn=_worth_a_retry,
+        log_prints=True,
+    )
+
+
+@flow(name="promote", flow_run_name="promote {model} v{version}", timeout_seconds=7 * 24 * 3600)
+def promote(model: str, version: int) -> str:
+    """Promote one release of a model.
+
+    Args:
+        model: its name in the registry.
+        version: the registered version to promote.
+
+    Returns the sentence that says how it ended. Raises PromotionRejected when the evidence spoke against
+    the release and traffic went back; other ModelServeErrors when something of ours was in the way.
+    """
+    plane = control_plane()
+    run = str(flow_run.id or uuid.uuid4())
+    release = plane.registry.release(model, version)
+    spec = parse_spec(plane.registry.spec(model, version), f"{release.name}/model.yaml")
+    promotion = plane.registry.begin(
+        model, version, run, spec.promotion.deadline_seconds, plane.settings.lease_seconds
+    )
+    log = get_run_logger()
+    with driven(plane, promotion):
+        try:
+            return _promote(plane, promotion, release, spec)
+        except PromotionLost:
+            # Whoever took the turn decides; only make sure that a half-done step of ours does not stand.
+            reconcile(plane, model)
+            raise
+        except PromotionUnproven:
+            raise
+        except BaseException as error:
+            restored = restore(plane, model, _one_line(error), _blame(error), only=promotion)
+            log.error(restored.sentence)
+            raise
+        finally:
+            publish_report(plane, plane.registry.promotion(promotion.id), spec)
+
+
+def _promote(plane: ControlPlane, promotion: Promotion, release: Release, spec: ModelSpec) -> str:
+    log = get_run_logger()
+    if promotion.state is not State.WATCHING:
+        build_image(plane, promotion, release, spec)
+        scan_image(plane, promotion, release, spec)
+        start_servers(plane, promotion, release, spec)
+        verify_samples(plane, promotion, release)
+        announce(plane, promotion, spec.promotion, log.info)
+        for weight in steps(plane, promotion, spec):
+            await_approval(plane, promotion, spec, weight)
+            shift(plane, promotion, weight)
+            watch_step(plane, promotion, spec, weight)
+        crown(plane, promotion, spec)
+    watch_after(plane, promotion, spec)
+    return finish(plane, promotion)
+
+
+def steps(plane: ControlPlane, promotion: Promotion, spec: ModelSpec) -> list[int]:
+    """The weights still to come. A first release has nobody to share with: it takes everything at once.
+
+    A promotion that is run again begins at the weight it had reached.
+    """
+    standing = plane.registry.standing(promotion.model)
+    if standing.stable is None:
+        return [100]
+    reached = standing.promotion.weight if standing.promotion else 0
+    most = 100 - spec.promotion.hold_back
+    return [min(weight, most) for weight in spec.promotion.steps if weight >= reached]
+
+
+@step("build image")
+def build_image(plane: ControlPlane, promotion: Promotion, release: Release, spec: ModelSpec) -> None:
+    """By digest, with the bundle's sha256 as a label; an image that is there already is taken."""
+    image = plane.images.build(release)
+    with plane.registry.turn(promotion.model) as turn:
+        turn.mine(promotion)
+        turn.record_image(promotion, image)
+    print(f"image {image}")
+
+
+@step("scan image")
+def scan_image(plane: ControlPlane, promotion: Promotion, release: Release, spec: ModelSpec) -> None:
+    """Trivy and the model's policy decide, before anything is deployed."""
+    report = plane.scanner.scan(release, spec.scan)
+    plane.registry.note(promotion.model, "scanned", report.to_json(), promotion)
+    publish_images(plane, promotion, report)
+    print(report.sentence)
+    report.enforce()
+
+
+@step("start servers")
+def start_servers(plane: ControlPlane, promotion: Promotion, release: Release, spec: ModelSpec) -> None:
+    """At weight 0: nobody is sent there yet."""
+    release = plane.registry.release(release.model, release.version)
+    with plane.registry.turn(promotion.model) as turn:
+        turn.mine(promotion)
+    plane.platform.start(release, spec)
+    plane.registry.note(promotion.model, "started", {"url": plane.platform.url(release)}, promotion)
+
+
+@step("verify samples")
+def verify_samples(plane: ControlPlane, promotion: Promotion, release: Release) -> None:
+    """Golden requests to the release's own address, past the traffic split."""
+    name = f"{release.name}/samples.jsonl"
+    samples = parse_samples(plane.artifacts.text(release.bundle, "samples.jsonl"), name)
+    count = verify(plane.platform.url(release), release.name, samples)
+    plane.registry.note(promotion.model, "verified", {"samples": count}, promotion)
+    print(f"{count} golden requests answered as they were when the release was packaged")
+
+
+@step("approve {weight} %")
+def await_approval(plane: ControlPlane, promotion: Promotion, spec: ModelSpec, weight: int) -> None:
+    """Wait for a person where the policy asks for one; the deadline does not wait with us."""
+    if weight not in spec.promotion.approve_before or plane.registry.approved(promotion, weight):
+        return
+    print(f"waiting for 'modelserve approve {promotion.model} {weight} --comment …'")
+    while not plane.registry.approved(promotion, weight):
+        with plane.registry.turn(promotion.model) as turn:
+            turn.mine(promotion)
+        plane.clock.sleep(ROUTE_PATIENCE_SECONDS)
+
+
+@step("shift to {weight} %")
+def shift(plane: ControlPlane, promotion: Promotion, weight: int) -> None:
+    """Traffic first, record second. A route that somebody else has changed is left as it is."""
+    with plane.registry.turn(promotion.model) as turn:
+        standing = turn.mine(promotion)
+        routes = ramp(standing, weight)
+        found = plane.platform.routes(promotion.model)
+        if found not in (standing.route, routes):
+            raise RouteConflict(
+                f"the route of {promotion.model} was changed by somebody else to {dict(found.weights)}; "
+                f"expected {dict(standing.route.weights)}: it stays, and the promotion does not go on"
+            )
+        turn.intend_route(routes)
+        plane.platform.route(promotion.model, routes)
+        turn.record_weight(promotion, weight)
+
+
+@step("watch at {weight} %")
+def watch_step(plane: ControlPlane, promotion: Promotion, spec: ModelSpec, weight: int) -> None:
+    """Counters → judge, window after window, until it says advance or reject."""
+    watch(plane, promotion, spec.promotion, weight)
+
+
+@step("make stable")
+def crown(plane: ControlPlane, promotion: Promotion, spec: ModelSpec) -> None:
+    """Canary → stable, stable → previous (kept warm), the one before is retired and its servers stop."""
+    with plane.registry.turn(promotion.model) as turn:
+        standing = turn.mine(promotion)
+        if standing.promotion is not None and standing.promotion.state is State.WATCHING:
+            return
+        routes = settled(standing.canary, standing.stable, spec.promotion.hold_back)
+        turn.intend_route(routes)
+        plane.platform.route(promotion.model, routes)
+        turn.crown(promotion)
+    if standing.previous is not None:
+        plane.platform.stop(standing.previous)
+
+
+@step("watch after 100 %")
+def watch_after(plane: ControlPlane, promotion: Promotion, spec: ModelSpec) -> None:
+    """Harm may need all of the traffic to show: the previous release stays warm meanwhile."""
+    watch_on(plane, promotion, spec.promotion)
+
+
+@step("finish")
+def finish(plane: ControlPlane, promotion: Promotion) -> str:
+    """All of the traffic, hold-back included, and the books closed."""
+    with plane.registry.turn(promotion.model) as turn:
+        standing = turn.mine(promotion)
+        routes = settled(standing.stable, standing.previous)
+        turn.intend_route(routes)
+        plane.platform.route(promotion.model, routes)
+        sentence = f"{promotion.model} v{promotion.version} is stable and serves everybody"
+        turn.end(promotion, State.PROMOTED, sentence)
+    return sentence
+
+
+@contextmanager
+def driven(plane: ControlPlane, promotion: Promotion) -> Iterator[None]:
+    """Renew the promotion's lease from a thread for as long as the body runs."""
+    over = threading.Event()
+    lease = plane.settings.lease_seconds
+
+    def renew() -> None:
+        while not over.wait(lease / 4):
+            try:
+                plane.registry.renew(promotion, lease)
+            except DependencyDown:
+                continue
+            except PromotionLost:
+                return
+
+    thread = threading.Thread(target=renew, name="lease", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _blame(error: BaseException) -> State:
+    if isinstance(error, AGAINST_THE_RELEASE):
+        return State.REJECTED
+    if isinstance(error, TerminationSignal | KeyboardInterrupt):
+        return State.ABORTED
+    return State.FAILED
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, ModelServeError):
+        return " ".join(str(error).split())
+    if isinstance(error, TerminationSignal | KeyboardInterrupt):
+        return "the flow run was cancelled"
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
