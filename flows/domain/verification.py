@@ -79,7 +79,8 @@ def _difference(expected: Any, found: Any, tolerance: float, path: str) -> str |
             return None
         return f"{path} is {found!r} instead of {expected!r} ± {tolerance:g}"
     else:
-        return None if expected == found else f"{path} is {found!r} instead of {expected!r}"
+        same = expected == found and isinstance(expected, bool) == isinstance(found, bool)
+        return None if same else f"{path} is {found!r} instead of {expected!r}"
     return next((d for where, e, f in pairs if (d := _difference(e, f, tolerance, where)) is not None), None)
 
 
