@@ -60,20 +60,26 @@ def verify(folder: Path, expected_sha256: str | None = None) -> str:
     try:
         content = (folder / MANIFEST).read_bytes()
     except OSError:
-        raise BundleCorrupt(f"{folder}: no {MANIFEST}; seal the folder: python -m serving seal {folder}") from None
+        raise BundleCorrupt(
+            f"{folder}: no {MANIFEST}; seal the folder: python -m serving seal {folder}"
+        ) from None
     sha256 = hashlib.sha256(content).hexdigest()
     if expected_sha256 is not None and not hmac.compare_digest(sha256, expected_sha256):
         raise BundleCorrupt(
-            f"{folder}: {MANIFEST} has sha256 {sha256}, registered is {expected_sha256}; fetch the bundle again"
+            f"{folder}: {MANIFEST} has sha256 {sha256}, registered is {expected_sha256}; fetch it again"
         )
     for name, expected in listed_files(content, folder).items():
         path = folder / name
         try:
             found = _file_sha256(path)
         except OSError:
-            raise BundleCorrupt(f"{path}: listed in {MANIFEST} but not there; fetch the bundle again") from None
+            raise BundleCorrupt(
+                f"{path}: listed in {MANIFEST} but not there; fetch the bundle again"
+            ) from None
         if not hmac.compare_digest(found, expected):
-            raise BundleCorrupt(f"{path}: sha256 is {found}, {MANIFEST} says {expected}; fetch the bundle again")
+            raise BundleCorrupt(
+                f"{path}: sha256 is {found}, {MANIFEST} says {expected}; fetch the bundle again"
+            )
     return sha256
 
 
@@ -83,11 +89,15 @@ def listed_files(manifest: bytes, source: object) -> dict[str, str]:
         files = json.loads(manifest)["files"]
         items = [(str(name), str(digest)) for name, digest in files.items()]
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise BundleCorrupt(f"{source}: {MANIFEST} is not {{'files': {{name: sha256}}}}; seal it again") from None
+        raise BundleCorrupt(
+            f"{source}: {MANIFEST} is not {{'files': {{name: sha256}}}}; seal it again"
+        ) from None
     for name, _ in items:
         path = PurePosixPath(name)
         if path.is_absolute() or ".." in path.parts or not name or "\\" in name:
-            raise BundleCorrupt(f"{source}: {MANIFEST} names {name!r}, which leaves the folder; seal it again")
+            raise BundleCorrupt(
+                f"{source}: {MANIFEST} names {name!r}, which leaves the folder; seal it again"
+            )
     if "model.yaml" not in files:
         raise BundleCorrupt(f"{source}: {MANIFEST} does not list model.yaml; seal the folder again")
     return dict(items)
@@ -126,7 +136,7 @@ def _removed_on_error(folder: Path) -> Iterator[None]:
 
 
 def _fetch(location: str, target: Path) -> None:
-    import fsspec  # costs 0.2 s at start, and local folders do not need it
+    import fsspec  # type: ignore[import-untyped]  # costs 0.2 s at start, and local folders do not need it
 
     try:
         filesystem, root = fsspec.core.url_to_fs(location)
@@ -134,7 +144,9 @@ def _fetch(location: str, target: Path) -> None:
     except FileNotFoundError:
         raise BundleCorrupt(f"{location}: no {MANIFEST} there; check SERVING_BUNDLE") from None
     except Exception as error:
-        raise StartupError(f"{location}: cannot be read ({_brief(error)}); check SERVING_BUNDLE and access") from error
+        raise StartupError(
+            f"{location}: cannot be read ({_brief(error)}); check SERVING_BUNDLE and access"
+        ) from error
     (target / MANIFEST).write_bytes(manifest)
     for name in listed_files(manifest, location):
         path = target / name
@@ -142,7 +154,9 @@ def _fetch(location: str, target: Path) -> None:
         try:
             filesystem.get_file(f"{root}/{name}", str(path))
         except FileNotFoundError:
-            raise BundleCorrupt(f"{location}/{name}: listed in {MANIFEST} but not there; upload it again") from None
+            raise BundleCorrupt(
+                f"{location}/{name}: listed in {MANIFEST} but not there; upload it again"
+            ) from None
         except Exception as error:
             raise StartupError(f"{location}/{name}: cannot be read ({_brief(error)}); try again") from error
 

@@ -121,7 +121,7 @@ class _Decoder:
         rows = self.rows(body)
         row_type = self.row_type
         if type(rows[0]) is row_type or (len(rows) > 1 and any(type(row) is row_type for row in rows)):
-            return [row.f0 if type(row) is row_type else row for row in rows]
+            return [row.f0 if type(row) is row_type else row for row in rows]  # type: ignore[attr-defined]
         return rows
 
 
@@ -286,9 +286,11 @@ def value_type(column: Column, datatype: Datatype) -> Any:
         info = np.iinfo(NUMPY[datatype])
         lowest = info.min if column.minimum is None else max(int(np.ceil(column.minimum)), int(info.min))
         highest = info.max if column.maximum is None else min(int(np.floor(column.maximum)), int(info.max))
-        # msgspec's own bounds are 64-bit signed; what lies above them is UINT64's and needs none.
-        bounds = {"ge": int(lowest)} if highest > np.iinfo(np.int64).max else {"ge": int(lowest), "le": int(highest)}
-        kind = Annotated[int, msgspec.Meta(**bounds)]  # type: ignore[arg-type]
+        # msgspec's bounds are 64-bit signed; an integer above them can only be a UINT64's.
+        upper = None if highest > np.iinfo(np.int64).max else int(highest)
+        kind = Annotated[
+            int, msgspec.Meta(ge=int(lowest)) if upper is None else msgspec.Meta(ge=int(lowest), le=upper)
+        ]
     elif column.type == "boolean":
         kind = bool
     else:

@@ -6,7 +6,7 @@ that the signature forbids become a ModelFault, never an answer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -35,9 +35,12 @@ class TensorEngine:
         self._run = runtime.run
         self._dtypes = [NUMPY[model.datatype(column)] for column in model.signature.inputs]
         self._outputs = [
-            (column, column.shape, np.dtype(NUMPY[model.datatype(column)])) for column in model.signature.outputs
+            (column, column.shape, np.dtype(NUMPY[model.datatype(column)]))
+            for column in model.signature.outputs
         ]
         self._stacked = model.serving.runtime.inputs == "stack"
+        self.observed: Callable[[Sequence[Array]], None] | None = None
+        """Told about the checked outputs of every batch."""
 
     def infer(self, payloads: Sequence[Payload]) -> list[Result]:
         counts = [payload.count for payload in payloads]
@@ -49,6 +52,8 @@ class TensorEngine:
         if self._stacked:
             arrays = [np.stack([array.astype(np.float32, copy=False) for array in arrays], axis=1)]
         outputs = self._checked(self._run(arrays), total)
+        if self.observed is not None:
+            self.observed(outputs)
         if len(payloads) == 1:
             return [TensorResult(total, outputs)]
         results: list[Result] = []
@@ -61,7 +66,9 @@ class TensorEngine:
 
     def _checked(self, outputs: Sequence[Array], rows: int) -> list[Array]:
         if len(outputs) != len(self._outputs):
-            raise InvalidOutput(f"the model gave {len(outputs)} outputs, its signature has {len(self._outputs)}")
+            raise InvalidOutput(
+                f"the model gave {len(outputs)} outputs, its signature has {len(self._outputs)}"
+            )
         checked = []
         for array, (column, shape, dtype) in zip(outputs, self._outputs, strict=True):
             if array.shape != (rows, *shape):
@@ -98,11 +105,14 @@ class RecordEngine:
         )
         self._type: Any = list[row]  # type: ignore[valid-type]
         self._optional = [column.name for column in model.signature.outputs if column.nullable]
+        self.observed: Callable[[Sequence[dict[str, Any]]], None] | None = None
 
     def infer(self, payloads: Sequence[Payload]) -> list[Result]:
         records = [payload for payload in payloads if isinstance(payload, RecordPayload)]
         rows = [row for record in records for row in record.rows]
         outputs = self._checked(self._predict(rows), len(rows))
+        if self.observed is not None:
+            self.observed(outputs)
         results: list[Result] = []
         start = 0
         for record in records:

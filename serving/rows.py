@@ -80,3 +80,28 @@ def joined(results: Sequence[Result]) -> Result:
     parts = [part.columns for part in results if isinstance(part, TensorResult)]
     columns = [np.concatenate([part[index] for part in parts]) for index in range(len(first.columns))]
     return TensorResult(sum(part.count for part in results), columns)
+
+
+def separated(result: Result) -> list[Result]:
+    """Results of one row each."""
+    if isinstance(result, RecordResult):
+        return [RecordResult([row]) for row in result.rows]
+    return [
+        TensorResult(1, [column[row : row + 1] for column in result.columns]) for row in range(result.count)
+    ]
+
+
+def joined_payload(payloads: Sequence[Payload]) -> Payload:
+    """One payload out of several of the same kind."""
+    if len(payloads) == 1:
+        return payloads[0]
+    first = payloads[0]
+    count, size = sum(payload.count for payload in payloads), sum(payload.size for payload in payloads)
+    if isinstance(first, RecordPayload):
+        rows = [row for payload in payloads if isinstance(payload, RecordPayload) for row in payload.rows]
+        return RecordPayload(count, rows, size)
+    parts = [payload.columns for payload in payloads if isinstance(payload, TensorPayload)]
+    columns: list[list[Any] | Array] = [
+        [value for part in parts for value in part[index]] for index in range(len(first.columns))
+    ]
+    return TensorPayload(count, columns, size)

@@ -187,7 +187,7 @@ class ServingSpec(Section):
     shadow: ShadowSpec = ShadowSpec()
     monitor: MonitorSpec = MonitorSpec()
     datatypes: dict[str, Datatype] = Field(default_factory=dict)
-    """Datatype of a column where the default (FP32, INT64, BOOL, BYTES; FP64 for a handler's scalars) is wrong."""
+    """Where the default (FP32, INT64, BOOL, BYTES; FP64 for a handler's scalars) is not a column's."""
     processing_version: str = "1"
     """Part of every cache key; raise it when the handler's arithmetic changes without a new version."""
 
@@ -214,7 +214,9 @@ class ModelFile(BaseModel):
         monitored = self.serving.monitor.output
         outputs = [column.name for column in self.signature.outputs]
         if monitored is not None and monitored not in outputs:
-            raise ValueError(f"serving.monitor.output: {monitored} is no output; there are {', '.join(outputs)}")
+            raise ValueError(
+                f"serving.monitor.output: {monitored} is no output; there are {', '.join(outputs)}"
+            )
         runtime = self.serving.runtime
         if runtime.inputs == "stack" and any(column.shape for column in self.signature.inputs):
             raise ValueError("serving.runtime.inputs: 'stack' is for scalar inputs only")
@@ -223,9 +225,7 @@ class ModelFile(BaseModel):
         if runtime.kind != "handler":
             for column in self.signature.inputs:
                 if column.nullable and column.type != "number":
-                    raise ValueError(
-                        f"signature.inputs.{column.name}: a tensor has no null; only a nullable number can be NaN"
-                    )
+                    raise ValueError(f"signature.inputs.{column.name}: a tensor has no null, but in a number")
         return self
 
     def datatype(self, column: Column) -> Datatype:

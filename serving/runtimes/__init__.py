@@ -31,7 +31,7 @@ class RowRuntime(Protocol):
 
 
 def make_runtime(model: ModelFile, folder: Path) -> TensorRuntime | RowRuntime:
-    """Load the model of a verified bundle. StartupError when the runtime is not installed or cannot load it."""
+    """Load the model of a verified bundle. StartupError when the runtime is missing or cannot load it."""
     kind = model.serving.runtime.kind
     try:
         if kind == "handler":

@@ -11,15 +11,19 @@ from serving.errors import StartupError
 
 
 def choose_device(wanted: str, *, import_torch: bool = True) -> str:
-    """`cpu` or `cuda`. `auto` takes a GPU when there is one; asking for a GPU that is not there is an error."""
-    if wanted == "cpu" or (not import_torch and "torch" not in sys.modules and not Path("/dev/nvidiactl").exists()):
+    """`cpu` or `cuda`. `auto` takes a GPU when there is one; asking for one that is not there is an error."""
+    if wanted == "cpu" or (
+        not import_torch and "torch" not in sys.modules and not Path("/dev/nvidiactl").exists()
+    ):
         return "cpu"
     import torch
 
     if torch.cuda.is_available():
         return "cuda"
     if wanted == "cuda":
-        raise StartupError("the model asks for device cuda and there is no GPU; use pool: gpu or device: auto")
+        raise StartupError(
+            "the model asks for device cuda and there is no GPU; use pool: gpu or device: auto"
+        )
     return "cpu"
 
 

@@ -18,9 +18,13 @@ class HandlerRuntime:
         module = import_handler(folder / spec.handler)
         for name in ("load", "predict"):
             if not callable(getattr(module, name, None)):
-                raise StartupError(f"{folder / spec.handler}: no function {name}(); see the handler's contract")
+                raise StartupError(
+                    f"{folder / spec.handler}: no function {name}(); see the handler's contract"
+                )
         # A handler need not use torch; asking for a device must not import it then.
-        device = "cpu" if spec.device == "cpu" else choose_device(spec.device, import_torch=spec.device == "cuda")
+        device = (
+            "cpu" if spec.device == "cpu" else choose_device(spec.device, import_torch=spec.device == "cuda")
+        )
         self._model = module.load(folder, device)
         self._predict = module.predict
 

@@ -1,0 +1,44 @@
+"""`python -m serving [serve]`, `python -m serving check FOLDER`, `python -m serving seal FOLDER`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m serving", description="The model server of ModelServeAI."
+    )
+    verbs = parser.add_subparsers(dest="verb")
+    verbs.add_parser("serve", help="serve the bundle that SERVING_BUNDLE names (the default)")
+    check = verbs.add_parser(
+        "check", help="print what is wrong with a model's folder; exit 1 when something is"
+    )
+    check.add_argument("folder", type=Path)
+    seal = verbs.add_parser("seal", help="write manifest.json over the files of a bundle, print its sha256")
+    seal.add_argument("folder", type=Path)
+    chosen = parser.parse_args(arguments)
+    if chosen.verb == "check":
+        from serving.check import check_folder
+
+        problems = check_folder(chosen.folder)
+        for problem in problems:
+            print(problem)
+        return 1 if problems else 0
+    if chosen.verb == "seal":
+        from serving.bundle import seal as write_manifest
+
+        if not chosen.folder.is_dir():
+            print(f"{chosen.folder}: not a folder", file=sys.stderr)
+            return 1
+        print(write_manifest(chosen.folder))
+        return 0
+    from serving.run import serve
+
+    return serve()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

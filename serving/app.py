@@ -1,0 +1,83 @@
+"""FastAPI's part: every route with its place in the OpenAPI document, and `/docs`.
+
+Routes only hand over to the service. The document is made when it is asked for, because the schemas and
+examples come from the signature of the model, which is loaded after the server has begun to answer probes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from fastapi import FastAPI, Request, Response
+from fastapi.openapi.docs import get_swagger_ui_html
+from starlette.exceptions import HTTPException
+
+from serving.errors import NotFound, Problem, WrongMethod
+from serving.exchange import Answer, Call, Handler, answered, problem_answer
+from serving.openapi import describe
+from serving.service import Service
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def make_app(service: Service) -> FastAPI:
+    """The application without the edge; it expects the edge's Call in the scope."""
+    app = FastAPI(title="ModelServeAI", docs_url=None, redoc_url=None, openapi_url=None)
+    # FastAPI's own error pages and redirects would be answers in another form than ours.
+    app.router.redirect_slashes = False
+    app.add_exception_handler(HTTPException, _http_error)  # type: ignore[arg-type]
+
+    def route(method: str, path: str, handler: Handler) -> None:
+        app.add_api_route(path, _endpoint(handler), methods=[method], include_in_schema=False)
+
+    route("POST", "/predict", service.predict)
+    route("POST", "/feedback", service.feedback)
+    route("GET", "/healthz", service.healthz)
+    route("GET", "/readyz", service.readyz)
+    route("GET", "/metrics", service.metrics)
+
+    async def openapi(_: Call) -> Answer:
+        import orjson
+
+        return Answer(200, orjson.dumps(describe(service.model, service.settings.version)))
+
+    async def docs(_: Call) -> Answer:
+        page = get_swagger_ui_html(openapi_url="openapi.json", title="ModelServeAI")
+        return Answer(200, bytes(page.body), b"text/html; charset=utf-8")
+
+    route("GET", "/openapi.json", openapi)
+    route("GET", "/docs", docs)
+    return app
+
+
+def _endpoint(handler: Handler) -> Endpoint:
+    async def endpoint(request: Request) -> Response:
+        call: Call = request.scope["serving.call"]
+        return as_response(await answered(handler, call))
+
+    return endpoint
+
+
+def as_response(answer: Answer) -> Response:
+    """The answer as it is: no content type or charset of Starlette's own."""
+    response = Response(answer.body, answer.status)
+    response.raw_headers = [
+        (b"content-type", answer.content_type),
+        (b"content-length", b"%d" % len(answer.body)),
+        *answer.headers,
+    ]
+    return response
+
+
+async def _http_error(request: Request, error: HTTPException) -> Response:
+    call: Call = request.scope["serving.call"]
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "")
+        call.problem = WrongMethod(
+            f"{request.method} is not for this route; use {allowed}", headers=((b"allow", allowed.encode()),)
+        )
+    elif error.status_code == 404:
+        call.problem = NotFound("no such route; /docs lists them")
+    else:
+        call.problem = Problem(str(error.detail))
+    return as_response(problem_answer(call.problem, call.request_id))

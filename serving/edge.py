@@ -1,0 +1,173 @@
+"""The outermost ASGI application: what every request gets, and the short way for the hot ones.
+
+Request id, metrics, logs, security headers and the last line of defence against exceptions are here. Hot
+routes go from here to the service without passing through FastAPI; with `SERVING_FAST_PATH=false` they take
+FastAPI's way and answer the same. No exception leaves this file: Starlette's last resort would close the
+connection, which a proxy reports as a failure of its own.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+
+from serving.errors import Problem
+from serving.exchange import Answer, Call, Handler, Receive, Scope, Send, answered, problem_answer
+from serving.service import Service, State
+
+logger = logging.getLogger("serving.access")
+
+_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+_SECURITY = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
+_CLOSE = (b"connection", b"close")
+_INFER = re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?/infer")
+Application = Callable[[Scope, Receive, Send], Any]
+
+
+class Edge:
+    def __init__(self, service: Service, inner: Application) -> None:
+        self._service = service
+        self._telemetry = service.telemetry
+        self._inner = inner
+        self._fast: dict[str, Handler] = {}
+        if service.settings.fast_path:
+            self._fast["/predict"] = service.predict
+        self._log_all = service.settings.access_log
+        self._prefix = os.urandom(8).hex()
+        self._count = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._inner(scope, receive, send)
+            return
+        started = time.monotonic()
+        telemetry = self._telemetry
+        telemetry.in_flight += 1
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        given = headers.get(b"x-request-id")
+        if given is not None and _REQUEST_ID.fullmatch(given):
+            request_id = given.decode("ascii")
+        else:
+            self._count += 1
+            request_id = f"{self._prefix}{self._count:08x}"
+        call = Call(scope, receive, headers, request_id, started)
+        path: str = scope["path"]
+        status = 499
+        try:
+            handler = self._fast.get(path) if scope["method"] == "POST" else None
+            if handler is not None:
+                status = await self._short(handler, call, send)
+            else:
+                status = await self._long(call, send)
+        finally:
+            telemetry.in_flight -= 1
+            seconds = time.monotonic() - started
+            telemetry.request(route_label(path), status, seconds)
+            if call.problem is not None:
+                telemetry.count("rejected", 1, call.problem.reason)
+            if status >= 500 or self._log_all:
+                self._log(call, status, seconds)
+        if call.after is not None:
+            call.after()
+
+    async def _short(self, handler: Handler, call: Call, send: Send) -> int:
+        answer = await answered(handler, call)
+        if answer.status == 499:
+            return 499
+        await send(
+            {
+                "type": "http.response.start",
+                "status": answer.status,
+                "headers": [
+                    (b"content-type", answer.content_type),
+                    (b"content-length", b"%d" % len(answer.body)),
+                    *answer.headers,
+                    *self._own_headers(call),
+                ],
+            }
+        )
+        await send({"type": "http.response.body", "body": answer.body})
+        return answer.status
+
+    async def _long(self, call: Call, send: Send) -> int:
+        """Through FastAPI, adding our headers to whatever it answers."""
+        status = 499
+        call.scope["serving.call"] = call
+
+        async def adding(message: Any) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                if message["status"] == 499:
+                    return
+                status = message["status"]
+                message = {**message, "headers": [*message["headers"], *self._own_headers(call)]}
+            elif status == 499:
+                return
+            await send(message)
+
+        try:
+            await self._inner(call.scope, call.receive, adding)
+        except Exception as error:
+            logger.exception("request failed", extra={"request_id": call.request_id}, exc_info=error)
+            if status == 499:
+                call.problem = Problem("the server failed; its log has the reason under this request id")
+                await respond(problem_answer(call.problem, call.request_id), adding)
+        return status
+
+    def _own_headers(self, call: Call) -> list[tuple[bytes, bytes]]:
+        own = [(b"x-request-id", call.request_id.encode("ascii")), *_SECURITY]
+        if self._service.state is State.DRAINING:
+            own.append(_CLOSE)
+        return own
+
+    def _log(self, call: Call, status: int, seconds: float) -> None:
+        fields: dict[str, object] = {
+            "request_id": call.request_id,
+            "method": call.scope["method"],
+            "route": route_label(call.scope["path"]),
+            "status": status,
+            "seconds": round(seconds, 6),
+        }
+        if call.problem is not None:
+            fields["reason"] = call.problem.reason
+            fields["detail"] = call.problem.detail
+        parent = call.headers.get(b"traceparent")
+        if parent is not None:
+            fields["traceparent"] = parent.decode("latin-1")[:64]
+        logger.log(logging.WARNING if status >= 500 else logging.INFO, "request", extra=fields)
+
+
+async def respond(answer: Answer, send: Send) -> None:
+    """Send a whole answer over ASGI."""
+    await send(
+        {
+            "type": "http.response.start",
+            "status": answer.status,
+            "headers": [
+                (b"content-type", answer.content_type),
+                (b"content-length", b"%d" % len(answer.body)),
+                *answer.headers,
+            ],
+        }
+    )
+    await send({"type": "http.response.body", "body": answer.body})
+
+
+_ROUTES = frozenset(
+    {"/predict", "/feedback", "/metrics", "/healthz", "/readyz", "/docs", "/openapi.json", "/batch-predict"}
+)
+
+
+def route_label(path: str) -> str:
+    """One of a few fixed words: raw paths in labels would make endless series."""
+    if path in _ROUTES:
+        return path
+    if path.startswith("/v2"):
+        return "/v2/infer" if _INFER.fullmatch(path) else "/v2"
+    if path.startswith("/batch-predict/"):
+        return "/batch-predict/{id}"
+    return "other"

@@ -1,0 +1,107 @@
+"""A loaded model: bundle, runtime, codec, engine and what was learned while warming up.
+
+`load_model` runs in a thread while the server already answers its probes; nothing here touches the loop.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+
+import orjson
+
+from serving.bundle import Bundle, load_bundle
+from serving.codec import Codec, make_codec
+from serving.cost import BatchCost
+from serving.engine import RecordEngine, TensorEngine
+from serving.errors import Problem, StartupError
+from serving.examples import instances_for
+from serving.rows import Payload, joined_payload
+from serving.runtimes import RowRuntime, TensorRuntime, make_runtime
+from serving.settings import Settings
+from serving.spec import ModelFile
+
+logger = logging.getLogger("serving.model")
+
+_WARM_UP_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    bundle: Bundle
+    spec: ModelFile
+    runtime: TensorRuntime | RowRuntime
+    codec: Codec
+    engine: TensorEngine | RecordEngine
+    cost: BatchCost
+
+    @property
+    def tensors(self) -> TensorRuntime | None:
+        """The runtime when it computes on tensors; None for a handler."""
+        return None if isinstance(self.engine, RecordEngine) else self.runtime  # type: ignore[return-value]
+
+
+def load_model(settings: Settings) -> LoadedModel:
+    """Fetch, verify, load and warm up. StartupError in one line when any of it is impossible."""
+    started = time.monotonic()
+    bundle = load_bundle(settings.bundle, settings.bundle_sha256)
+    spec = bundle.model
+    if settings.model is not None and settings.model != spec.name:
+        raise StartupError(
+            f"{settings.bundle}: holds the model {spec.name!r}, SERVING_MODEL is {settings.model!r}"
+        )
+    runtime = make_runtime(spec, bundle.folder)
+    engine: TensorEngine | RecordEngine
+    if spec.serving.runtime.kind == "handler":
+        engine = RecordEngine(runtime, spec)  # type: ignore[arg-type]
+    else:
+        engine = TensorEngine(runtime, spec)  # type: ignore[arg-type]
+    loaded = LoadedModel(bundle, spec, runtime, make_codec(spec), engine, BatchCost())
+    read = time.monotonic()
+    largest = warm_up(loaded)
+    if loaded.tensors is not None:
+        loaded.tensors.tune(largest)
+    logger.info(
+        "model loaded",
+        extra={
+            "load_seconds": round(read - started, 3),
+            "warm_up_seconds": round(time.monotonic() - read, 3),
+        },
+    )
+    return loaded
+
+
+def warm_up(loaded: LoadedModel) -> float:
+    """Run batches of 1, 2, 4, … rows and learn their cost; return the seconds of the largest one.
+
+    A recorded sample that the model cannot answer ends the start; a made-up row that a handler cannot answer
+    does not.
+    """
+    instances, recorded = instances_for(loaded.spec, loaded.bundle.folder)
+    try:
+        one = loaded.codec.decode(orjson.dumps({"instances": instances})).part(0, 1)
+        _timed(loaded, one)
+    except Exception as error:
+        detail = error.detail if isinstance(error, Problem) else f"{type(error).__name__}: {error}"
+        if recorded or isinstance(loaded.engine, TensorEngine):
+            raise StartupError(f"{loaded.bundle.folder}: the model fails its warm-up ({detail})") from error
+        logger.warning("no warm-up: the model does not take a made-up row; add samples.jsonl (%s)", detail)
+        return 0.0
+    until = time.monotonic() + _WARM_UP_SECONDS
+    rows, largest = 1, 0.0
+    while True:
+        batch = joined_payload([one] * rows)
+        if rows > 1:
+            _timed(loaded, batch)
+        largest = _timed(loaded, batch)
+        loaded.cost.observe(rows, largest)
+        if rows == loaded.spec.serving.batching.max_rows or time.monotonic() + 4 * largest > until:
+            return loaded.cost.seconds(loaded.spec.serving.batching.max_rows)
+        rows = min(rows * 2, loaded.spec.serving.batching.max_rows)
+
+
+def _timed(loaded: LoadedModel, payload: Payload) -> float:
+    started = time.perf_counter()
+    loaded.engine.infer([payload])
+    return time.perf_counter() - started

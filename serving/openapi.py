@@ -1,0 +1,223 @@
+"""The OpenAPI document of one server: schemas, limits and examples from its model's own signature."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from serving.codec import MAX_STRING, NUMPY
+from serving.examples import example_row, example_value, instances_for
+from serving.model import LoadedModel
+from serving.spec import Column, Datatype
+
+_PROBLEMS = {
+    "400": "The bytes are not JSON",
+    "401": "No valid key",
+    "408": "The body came too slowly",
+    "413": "The body is too large",
+    "415": "Not a JSON media type",
+    "422": "The input does not match the signature",
+    "429": "Too many requests of this client",
+    "500": "The model failed",
+    "503": "Starting, draining or full; see Retry-After",
+    "504": "The deadline passed",
+}
+
+
+def describe(model: LoadedModel, version: str) -> dict[str, Any]:
+    """The whole document as a dict."""
+    paths = {
+        "/predict": {"post": _predict(model)},
+        "/feedback": {"post": _feedback()},
+        "/healthz": {"get": _probe("Whether the process can still answer")},
+        "/readyz": {"get": _probe("Whether the server takes traffic")},
+        "/metrics": {"get": _probe("Prometheus metrics")},
+    }
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": model.spec.name,
+            "version": version,
+            "description": model.spec.description or f"Model {model.spec.name}, version {version}.",
+        },
+        "paths": paths,
+        "components": {"schemas": {"Problem": _PROBLEM}},
+    }
+
+
+_PROBLEM: dict[str, Any] = {
+    "type": "object",
+    "required": ["type", "title", "status", "detail", "request_id"],
+    "properties": {
+        "type": {"type": "string"},
+        "title": {"type": "string"},
+        "status": {"type": "integer"},
+        "detail": {"type": "string"},
+        "request_id": {"type": "string"},
+        "errors": {
+            "type": "array",
+            "items": {
+                "type": "object",
+                "required": ["pointer", "detail"],
+                "properties": {"pointer": {"type": "string"}, "detail": {"type": "string"}},
+            },
+        },
+    },
+}
+
+
+def problems(*statuses: str) -> dict[str, Any]:
+    """Response objects of the given error statuses."""
+    content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    return {status: {"description": _PROBLEMS[status], "content": content} for status in statuses}
+
+
+def _predict(model: LoadedModel) -> dict[str, Any]:
+    spec = model.spec
+    instances, _ = instances_for(spec, model.bundle.folder)
+    outputs = spec.signature.outputs
+    prediction = row_schema(outputs, {column.name: spec.datatype(column) for column in outputs})
+    predicted: Any = example_row(outputs)
+    if len(outputs) == 1:
+        prediction = prediction["properties"][outputs[0].name]
+        predicted = example_value(outputs[0])
+    return {
+        "summary": "Predict some rows",
+        "operationId": "predict",
+        "parameters": [
+            {
+                "name": "X-Request-Timeout",
+                "in": "header",
+                "description": "Seconds until the answer is of no use",
+                "schema": {"type": "number", "exclusiveMinimum": 0},
+            }
+        ],
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {
+                    "schema": instances_schema(model),
+                    "example": {"instances": instances[:2]},
+                }
+            },
+        },
+        "responses": {
+            "200": {
+                "description": "One prediction a row, in order",
+                "content": {
+                    "application/json": {
+                        "schema": {
+                            "type": "object",
+                            "required": ["predictions"],
+                            "properties": {"predictions": {"type": "array", "items": prediction}},
+                        },
+                        "example": {"predictions": [predicted]},
+                    }
+                },
+            },
+            **problems(*_PROBLEMS),
+        },
+    }
+
+
+def instances_schema(model: LoadedModel) -> dict[str, Any]:
+    """The schema of the body of /predict."""
+    spec = model.spec
+    inputs = spec.signature.inputs
+    row = row_schema(inputs, {column.name: spec.datatype(column) for column in inputs})
+    if len(inputs) == 1:
+        row = {"anyOf": [row, row["properties"][inputs[0].name]]}
+    return {
+        "type": "object",
+        "required": ["instances"],
+        "additionalProperties": False,
+        "properties": {
+            "instances": {
+                "type": "array",
+                "minItems": 1,
+                "maxItems": spec.serving.limits.max_rows,
+                "items": row,
+            }
+        },
+    }
+
+
+def row_schema(columns: tuple[Column, ...], datatypes: dict[str, Datatype]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "required": [column.name for column in columns if not column.nullable],
+        "additionalProperties": False,
+        "properties": {column.name: column_schema(column, datatypes[column.name]) for column in columns},
+    }
+
+
+def column_schema(column: Column, datatype: Datatype) -> dict[str, Any]:
+    schema: dict[str, Any] = {
+        "type": [column.type, "null"] if column.nullable and not column.shape else column.type
+    }
+    if column.type == "number":
+        limit = float(np.finfo(NUMPY[datatype]).max)
+        schema["minimum"] = -limit if column.minimum is None else max(column.minimum, -limit)
+        schema["maximum"] = limit if column.maximum is None else min(column.maximum, limit)
+    elif column.type == "integer":
+        info = np.iinfo(NUMPY[datatype])
+        schema["minimum"] = int(info.min) if column.minimum is None else column.minimum
+        schema["maximum"] = int(info.max) if column.maximum is None else column.maximum
+    elif column.type == "string":
+        schema["maxLength"] = MAX_STRING
+    for dimension in reversed(column.shape):
+        schema = {"type": "array", "minItems": dimension, "maxItems": dimension, "items": schema}
+    if column.nullable and column.shape:
+        schema["type"] = ["array", "null"]
+    if column.description:
+        schema["description"] = column.description
+    return schema
+
+
+def _feedback() -> dict[str, Any]:
+    return {
+        "summary": "Tell what turned out to be true for an earlier request",
+        "operationId": "feedback",
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {
+                    "schema": {
+                        "type": "object",
+                        "required": ["request_id", "outcomes"],
+                        "additionalProperties": False,
+                        "properties": {
+                            "request_id": {"type": "string", "minLength": 1, "maxLength": 128},
+                            "outcomes": {
+                                "type": "array",
+                                "description": "One outcome a row, null where it is not known",
+                            },
+                        },
+                    },
+                    "example": {"request_id": "0123456789abcdef", "outcomes": [1, None]},
+                }
+            },
+        },
+        "responses": {
+            "202": {
+                "description": "Kept",
+                "content": {
+                    "application/json": {
+                        "schema": {"type": "object", "properties": {"status": {"const": "accepted"}}}
+                    }
+                },
+            },
+            **problems("400", "401", "408", "413", "415", "422", "429", "500", "503"),
+        },
+    }
+
+
+def _probe(summary: str) -> dict[str, Any]:
+    return {
+        "summary": summary,
+        "responses": {
+            "200": {"description": "Yes", "content": {"text/plain": {"schema": {"type": "string"}}}},
+            **problems("503"),
+        },
+    }

@@ -1,0 +1,25 @@
+"""Read the environment and start: one process, or a supervisor of several."""
+
+from __future__ import annotations
+
+import sys
+
+from pydantic import ValidationError
+
+from serving.logs import configure_logs
+from serving.settings import Settings
+
+
+def serve() -> int:
+    """Serve until told to stop; the exit code."""
+    try:
+        settings = Settings()  # type: ignore[call-arg]
+    except ValidationError as error:
+        for detail in error.errors():
+            name = "SERVING_" + "_".join(str(part) for part in detail["loc"]).upper()
+            print(f"{name}: {detail['msg']}; set it in the environment", file=sys.stderr)
+        return 2
+    configure_logs({"model": settings.model or "", "version": settings.version})
+    from serving.server import ModelServer
+
+    return ModelServer(settings).run()

@@ -1,0 +1,71 @@
+"""ONNX models through onnxruntime, an optional extra imported only here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime  # type: ignore[import-untyped]
+
+from serving.errors import StartupError
+from serving.rows import Array
+from serving.runtimes.devices import cpu_quota
+from serving.spec import ModelFile
+
+
+class OnnxRuntime:
+    """Inputs and outputs are matched by name; a model with other names gets them in the signature's order."""
+
+    def __init__(self, model: ModelFile, folder: Path) -> None:
+        spec = model.serving.runtime
+        assert spec.file is not None
+        path = folder / spec.file
+        if not path.is_file():
+            raise StartupError(f"{path}: not there; name the model's file in serving.runtime.file")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = spec.threads or cpu_quota()
+        options.inter_op_num_threads = 1
+        # Spinning threads would take the CPU that the event loop needs.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        self._session: Any = onnxruntime.InferenceSession(
+            str(path), options, providers=_providers(spec.device)
+        )
+        inputs = [node.name for node in self._session.get_inputs()]
+        wanted = ["inputs"] if spec.inputs == "stack" else [column.name for column in model.signature.inputs]
+        if len(inputs) != len(wanted):
+            raise StartupError(f"{path}: takes {len(inputs)} inputs, the signature has {len(wanted)}")
+        self._inputs = wanted if set(inputs) == set(wanted) else inputs
+        outputs = [node.name for node in self._session.get_outputs()]
+        names = [column.name for column in model.signature.outputs]
+        if set(names) <= set(outputs):
+            self._outputs = names
+        elif len(names) == len(outputs):
+            self._outputs = outputs
+        else:
+            raise StartupError(f"{path}: gives {', '.join(outputs)}; the signature wants {', '.join(names)}")
+
+    def run(self, inputs: Sequence[Array]) -> list[Array]:
+        feed = dict(zip(self._inputs, inputs, strict=True))
+        return [np.asarray(output) for output in self._session.run(self._outputs, feed)]
+
+    def tune(self, largest_batch_seconds: float) -> None:
+        """The threads of a session are fixed when it is made."""
+
+    def device_memory(self) -> int | None:
+        return None
+
+    def broken(self) -> str | None:
+        return None
+
+
+def _providers(device: str) -> list[str]:
+    there = onnxruntime.get_available_providers()
+    if device != "cpu" and "CUDAExecutionProvider" in there:
+        return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    if device == "cuda":
+        raise StartupError(
+            "the model asks for device cuda and this onnxruntime has none; install onnxruntime-gpu"
+        )
+    return ["CPUExecutionProvider"]

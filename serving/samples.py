@@ -1,0 +1,152 @@
+"""Answered rows and delayed outcomes, into the Redis streams that the drift analysis reads.
+
+Sampling never delays an answer: rows wait in a bounded queue that a task empties four times a second; what
+does not fit is dropped and counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections import deque
+from typing import Any
+
+import orjson
+
+from serving.codec import Codec
+from serving.redis_link import RedisAbsent, RedisLink
+from serving.rows import Payload, Result
+from serving.spec import SamplesSpec
+from serving.telemetry import Telemetry
+
+logger = logging.getLogger("serving.samples")
+
+_FLUSH_SECONDS = 0.25
+_REDIS_SECONDS = 2.0
+_MOST_QUEUED = 2000
+_BURST_SECONDS = 2.0
+
+
+class Sampler:
+    """Takes a share of the answered rows, at most so many a second, to the stream `samples:<model>`."""
+
+    def __init__(
+        self, link: RedisLink, codec: Codec, spec: SamplesSpec, model: str, version: str, telemetry: Telemetry
+    ) -> None:
+        self._link = link
+        self._codec = codec
+        self._spec = spec
+        self._release = f"{model}-v{version}"
+        self._stream = f"samples:{model}"
+        self._telemetry = telemetry
+        self._queue: deque[tuple[str, int, float, Payload, Result, int]] = deque()
+        self._rows = 0
+        self._allowance = spec.per_second * _BURST_SECONDS
+        self._refilled = time.monotonic()
+        self._task: asyncio.Task[None] | None = None
+
+    def offer(self, request_id: str, payload: Payload, result: Result, first_row: int = 0) -> None:
+        """Maybe queue the rows of one answered request. `first_row` is where they stand in it."""
+        spec = self._spec
+        if spec.share < 1.0 and random.random() >= spec.share:
+            return
+        if self._allowance < payload.count:
+            self._refill()
+            if self._allowance < payload.count:
+                self._telemetry.count("samples_dropped", payload.count)
+                return
+        if self._rows + payload.count > _MOST_QUEUED or payload.size > spec.max_row_bytes * payload.count:
+            self._telemetry.count("samples_dropped", payload.count)
+            return
+        self._allowance -= payload.count
+        self._rows += payload.count
+        self._queue.append((request_id, first_row, time.time(), payload, result, payload.count))
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._flush())
+
+    async def close(self) -> None:
+        """Write what is queued."""
+        while self._task is not None:
+            await self._task
+
+    def _refill(self) -> None:
+        now = time.monotonic()
+        most = self._spec.per_second * _BURST_SECONDS
+        self._allowance = min(most, self._allowance + (now - self._refilled) * self._spec.per_second)
+        self._refilled = now
+
+    async def _flush(self) -> None:
+        await asyncio.sleep(_FLUSH_SECONDS)
+        queue, self._queue, rows, self._rows = self._queue, deque(), self._rows, 0
+        self._task = None
+        try:
+            entries = [entry for item in queue for entry in self._entries(*item)]
+            await self._link.run(lambda client: self._write(client, entries), _REDIS_SECONDS)
+            self._telemetry.count("samples_sent", len(entries))
+        except RedisAbsent:
+            self._telemetry.count("samples_dropped", rows)
+        except Exception:
+            logger.exception("samples could not be written")
+            self._telemetry.count("samples_dropped", rows)
+
+    def _entries(
+        self, request_id: str, first_row: int, at: float, payload: Payload, result: Result, count: int
+    ) -> list[bytes]:
+        return [
+            orjson.dumps(
+                {
+                    "release": self._release,
+                    "request_id": request_id,
+                    "row": first_row + row,
+                    "at": at,
+                    "features": self._codec.features(payload, row),
+                    "prediction": self._codec.prediction(result, row),
+                },
+                option=orjson.OPT_SERIALIZE_NUMPY,
+                default=_plain,
+            )
+            for row in range(count)
+        ]
+
+    async def _write(self, client: Any, entries: list[bytes]) -> None:
+        await append(client, self._stream, entries, self._spec.max_length)
+
+
+class OutcomeWriter:
+    """Takes the true outcomes that clients learn later to the stream `outcomes:<model>`."""
+
+    def __init__(self, link: RedisLink, spec: SamplesSpec, model: str) -> None:
+        self._link = link
+        self._stream = f"outcomes:{model}"
+        self._max_length = spec.max_length
+
+    async def write(self, request_id: str, outcomes: list[Any]) -> None:
+        """Append one entry for each outcome that is known (not null). RedisAbsent when it cannot be kept."""
+        at = time.time()
+        entries = [
+            orjson.dumps({"request_id": request_id, "row": row, "outcome": outcome, "at": at})
+            for row, outcome in enumerate(outcomes)
+            if outcome is not None
+        ]
+        if entries:
+            await self._link.run(
+                lambda client: append(client, self._stream, entries, self._max_length), _REDIS_SECONDS
+            )
+
+
+async def append(client: Any, stream: str, entries: list[bytes], max_length: int) -> None:
+    """One round trip for all entries."""
+    pipeline = client.pipeline(transaction=False)
+    for entry in entries:
+        pipeline.xadd(stream, {"data": entry}, maxlen=max_length, approximate=True)
+    await pipeline.execute()
+
+
+def _plain(value: Any) -> Any:
+    """numpy values that orjson does not know: object arrays and their scalars."""
+    tolist = getattr(value, "tolist", None)
+    if tolist is None:
+        raise TypeError(f"{type(value).__name__} is not JSON")
+    return tolist()

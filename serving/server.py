@@ -1,0 +1,136 @@
+"""One process that serves: the event loop, the order of start-up, and the way out.
+
+The socket listens before the model is loaded, so that probes get an answer at once. On SIGTERM the server
+turns not ready and goes on to take requests for a while, because load balancers need that long to notice;
+only then it stops listening, finishes what it has, and exits with 0.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Generator
+
+import uvicorn
+
+from serving.edge import Edge
+from serving.errors import StartupError
+from serving.protocol import GuardedProtocol
+from serving.service import Service
+from serving.settings import Settings
+from serving.telemetry import Telemetry
+
+logger = logging.getLogger("serving")
+
+_LONGEST_SETTLE_SECONDS = 5.0
+BACKLOG = 2048
+
+
+class UvicornServer(uvicorn.Server):
+    """uvicorn without its signal handling: it would stop listening at once and die of the signal again."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        yield
+
+
+class ModelServer:
+    def __init__(self, settings: Settings) -> None:
+        from serving.app import make_app
+
+        self._settings = settings
+        self._service = Service(settings, Telemetry())
+        edge = Edge(self._service, make_app(self._service))
+        config = uvicorn.Config(
+            edge,
+            host=settings.host,
+            port=settings.port,
+            loop="uvloop",
+            http=GuardedProtocol,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=int(settings.keep_alive_seconds),
+            backlog=BACKLOG,
+        )
+        self._server = UvicornServer(config)
+        self._code = 0
+        self._leaving: asyncio.Task[None] | None = None
+
+    def run(self, sockets: list[socket.socket] | None = None) -> int:
+        """Serve until SIGTERM or SIGINT; the process's exit code."""
+        with asyncio.Runner(loop_factory=self._server.config.get_loop_factory()) as runner:
+            return runner.run(self._serve(sockets))
+
+    async def _serve(self, sockets: list[socket.socket] | None) -> int:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signalled)
+        start = loop.create_task(self._start())
+        guard = loop.create_task(self._guard())
+        try:
+            await self._server.serve(sockets)
+        except SystemExit as error:
+            # uvicorn has logged why: nearly always the port.
+            return int(error.code or 1)
+        finally:
+            guard.cancel()
+        if not start.done():
+            # The loading thread cannot be interrupted, and nothing that it does must be finished.
+            logger.info("stopped while starting")
+            _flush_and_leave(0)
+        await self._service.stop()
+        return self._code
+
+    async def _start(self) -> None:
+        try:
+            await self._service.start()
+        except StartupError as error:
+            logger.error("cannot start: %s", error)
+            self._code = 1
+            self._server.should_exit = True
+        except Exception:
+            logger.exception("cannot start")
+            self._code = 1
+            self._server.should_exit = True
+
+    async def _guard(self) -> None:
+        """Close connections whose request head does not arrive: uvicorn would keep them for ever."""
+        limit = self._settings.header_seconds
+        while True:
+            await asyncio.sleep(min(1.0, limit / 2))
+            oldest = time.monotonic() - limit
+            for connection in list(self._server.server_state.connections):
+                if isinstance(connection, GuardedProtocol):
+                    connection.close_if_head_is_late(oldest)
+
+    def _signalled(self) -> None:
+        if self._leaving is None:
+            self._leaving = asyncio.get_running_loop().create_task(self._leave())
+
+    async def _leave(self) -> None:
+        drain = self._settings.drain_seconds
+        loading = self._service.state == "starting"
+        self._service.drain()
+        logger.info("draining", extra={"drain_seconds": drain})
+        until = time.monotonic() + drain
+        if not loading:
+            await asyncio.sleep(min(drain / 3, _LONGEST_SETTLE_SECONDS))
+        self._server.config.timeout_graceful_shutdown = max(1, int(until - time.monotonic()))
+        self._server.should_exit = True
+
+
+def _flush_and_leave(code: int) -> None:
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,250 @@
+"""What the server does with a request, free of routes and of how it came in.
+
+The same methods stand behind the fast path and behind FastAPI's routes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+import orjson
+
+from serving.batcher import Batcher
+from serving.codec import invalid
+from serving.engine import RecordEngine
+from serving.errors import BadRequest, Invalid, Problem, StartupError, Unavailable
+from serving.exchange import JSON, Answer, BodyReader, Call, check_json_type, decompressed
+from serving.model import LoadedModel, load_model
+from serving.monitor import OutputMonitor
+from serving.redis_link import RedisAbsent, RedisLink
+from serving.rows import Payload, Result, joined_payload
+from serving.samples import OutcomeWriter, Sampler
+from serving.settings import Settings
+from serving.telemetry import CONTENT_TYPE, Telemetry
+
+logger = logging.getLogger("serving")
+
+TEXT = b"text/plain; charset=utf-8"
+_FEEDBACK_BYTES = 1 << 20
+
+
+class State(StrEnum):
+    STARTING = "starting"
+    READY = "ready"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+class Feedback(msgspec.Struct, forbid_unknown_fields=True):
+    """Outcomes of an earlier request: one a row, null where it is not known."""
+
+    request_id: str
+    outcomes: list[Any]
+
+
+class Service:
+    """One release in one process."""
+
+    def __init__(self, settings: Settings, telemetry: Telemetry) -> None:
+        self.settings = settings
+        self.telemetry = telemetry
+        self.state = State.STARTING
+        self.failure: StartupError | None = None
+        self.link: RedisLink | None = None
+        self._model: LoadedModel | None = None
+        self._batcher: Batcher | None = None
+        self._sampler: Sampler | None = None
+        self._outcomes: OutcomeWriter | None = None
+        self._bodies = BodyReader(10.0)
+        self._version_header = ((b"x-model-version", settings.version.encode()),)
+
+    # ---- life
+
+    async def start(self) -> None:
+        """Load and warm up in a thread, then take traffic. StartupError when the model cannot be served."""
+        try:
+            loaded = await asyncio.to_thread(load_model, self.settings)
+        except StartupError as error:
+            self.state, self.failure = State.FAILED, error
+            raise
+        self._install(loaded)
+        # A full collection over torch's objects takes 60 ms: they are here to stay, so it never sees them.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(50_000, 50, 100)
+        if self.state is State.STARTING:
+            self.state = State.READY
+            logger.info("ready", extra={"model": loaded.spec.name, "version": self.settings.version})
+
+    def _install(self, loaded: LoadedModel) -> None:
+        spec, settings, telemetry = loaded.spec, self.settings, self.telemetry
+        telemetry.bind(spec.name, settings.version)
+        self._model = loaded
+        self._bodies = BodyReader(spec.serving.limits.body_seconds)
+        batcher = Batcher(
+            loaded.engine,
+            spec.serving.batching,
+            cost=loaded.cost,
+            observer=telemetry,
+            prefer_thread=isinstance(loaded.engine, RecordEngine),
+        )
+        self._batcher = batcher
+        monitor = OutputMonitor(spec, telemetry.outputs)
+        if isinstance(loaded.engine, RecordEngine):
+            loaded.engine.observed = monitor.records
+        else:
+            loaded.engine.observed = monitor.tensors
+        telemetry.bins(monitor.bins)
+        telemetry.source("pending_rows", lambda: batcher.pending_rows)
+        telemetry.source("ready", lambda: float(self.state is State.READY))
+        if loaded.tensors is not None:
+            memory = loaded.tensors.device_memory
+            if memory() is not None:
+                telemetry.source("device_memory_bytes", lambda: float(memory() or 0))
+        if settings.redis_url is not None:
+            self.link = RedisLink(settings.redis_url)
+            self._outcomes = OutcomeWriter(self.link, spec.serving.samples, spec.name)
+            if spec.serving.samples.share > 0:
+                self._sampler = Sampler(
+                    self.link, loaded.codec, spec.serving.samples, spec.name, settings.version, telemetry
+                )
+
+    def drain(self) -> None:
+        """Not ready any more; requests that still come are answered."""
+        if self.state is not State.FAILED:
+            self.state = State.DRAINING
+
+    async def stop(self) -> None:
+        if self._sampler is not None:
+            await self._sampler.close()
+        if self._batcher is not None:
+            self._batcher.close()
+        if self.link is not None:
+            await self.link.close()
+        if self._model is not None:
+            self._model.bundle.discard()
+
+    @property
+    def model(self) -> LoadedModel:
+        """The loaded model; Unavailable while there is none."""
+        if self._model is None:
+            raise Unavailable("the model is being loaded", reason="starting", retry_after=1)
+        return self._model
+
+    @property
+    def batcher(self) -> Batcher:
+        if self._batcher is None:
+            raise Unavailable("the model is being loaded", reason="starting", retry_after=1)
+        return self._batcher
+
+    # ---- routes
+
+    async def predict(self, call: Call) -> Answer:
+        """POST /predict."""
+        model = self.model
+        headers = call.headers
+        if headers.get(b"content-type") != JSON:
+            check_json_type(headers)
+        limits = model.spec.serving.limits
+        body = await self._bodies.read(call, limits.max_body_bytes)
+        if b"content-encoding" in headers:
+            body = decompressed(body, headers[b"content-encoding"], limits.max_body_bytes)
+        payload = model.codec.decode(body)
+        result = await self.run(payload, call, call.deadline(limits.timeout_seconds))
+        return Answer(200, model.codec.encode(result), JSON, self._version_header)
+
+    async def run(self, payload: Payload, call: Call, deadline: float) -> Result:
+        """Rows through the model, for a client that waits."""
+        assert self._batcher is not None
+        result = await self._batcher.submit(payload, deadline, call.gone)
+        if self._sampler is not None:
+            self._sampler.offer(call.request_id, payload, result)
+        return result
+
+    async def run_rows(self, instances: Sequence[Any]) -> list[bytes | Problem]:
+        """For jobs: rows as parsed JSON (as in `instances` of /predict) through the background lane.
+
+        Returns for each row its prediction as JSON bytes (as in `predictions`) or the Problem of that row:
+        Invalid with its pointer, or ModelFault. Waits for room; cancelling the task drops rows not yet run.
+        Raises Unavailable while the model is being loaded or the server stops.
+        """
+        model, batcher = self.model, self.batcher
+        answers: list[bytes | Problem] = []
+        good: list[int] = []
+        payloads = []
+        for index, instance in enumerate(instances):
+            try:
+                payloads.append(model.codec.decode(orjson.dumps({"instances": [instance]})))
+                good.append(index)
+                answers.append(b"")
+            except Problem as problem:
+                answers.append(problem)
+        if not payloads:
+            return answers
+        outcomes = await batcher.background(joined_payload(payloads))
+        for index, outcome in zip(good, outcomes, strict=True):
+            answers[index] = outcome if isinstance(outcome, Problem) else model.codec.fragments(outcome)[0]
+        return answers
+
+    async def feedback(self, call: Call) -> Answer:
+        """POST /feedback: what turned out to be true, for an earlier request."""
+        _ = self.model
+        check_json_type(call.headers)
+        body = await self._bodies.read(call, _FEEDBACK_BYTES)
+        try:
+            feedback = msgspec.json.decode(body, type=Feedback)
+        except msgspec.ValidationError as error:
+            raise invalid(error) from None
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise BadRequest(f"the body is not JSON: {error}") from None
+        if not feedback.request_id or len(feedback.request_id) > 128:
+            raise Invalid("request_id must have 1 to 128 characters", pointer="#/request_id")
+        if self._outcomes is None:
+            raise Unavailable("outcomes are not kept here: SERVING_REDIS_URL is not set", reason="no_redis")
+        try:
+            await self._outcomes.write(feedback.request_id, feedback.outcomes)
+        except RedisAbsent:
+            raise Unavailable(
+                "the outcomes cannot be stored now; send them again", reason="redis", retry_after=5
+            ) from None
+        return Answer(202, b'{"status":"accepted"}')
+
+    async def healthz(self, _: Call) -> Answer:
+        """GET /healthz: the process can still answer. Independent of load, Redis and readiness."""
+        reason = self._stuck()
+        if reason is not None:
+            raise Unavailable(reason, reason="stuck")
+        return Answer(200, b"ok\n", TEXT)
+
+    async def readyz(self, _: Call) -> Answer:
+        """GET /readyz: a warmed model is here and the server is not draining."""
+        if self.state is not State.READY:
+            raise Unavailable(f"the server is {self.state.value}", reason="not_ready", retry_after=1)
+        reason = self._stuck()
+        if reason is not None:
+            raise Unavailable(reason, reason="stuck")
+        return Answer(200, b"ready\n", TEXT)
+
+    async def metrics(self, _: Call) -> Answer:
+        """GET /metrics in Prometheus' text format."""
+        return Answer(200, self.telemetry.render(), CONTENT_TYPE)
+
+    def _stuck(self) -> str | None:
+        if self.state is State.FAILED:
+            return "the model could not be loaded"
+        if self._batcher is not None:
+            if not self._batcher.thread_alive():
+                return "the model's thread has ended"
+            if self._batcher.running_seconds() > self.settings.stuck_seconds:
+                return f"one model call has been running for more than {self.settings.stuck_seconds:g} s"
+        if self._model is not None and self._model.tensors is not None:
+            broken = self._model.tensors.broken()
+            if broken is not None:
+                return f"the device cannot be used any more: {broken}"
+        return None
