@@ -24,7 +24,7 @@ from typing import Any
 
 from flows.adapters.stack.files import MARK, render, write
 from flows.domain.errors import DependencyDown
-from flows.settings import Settings
+from flows.settings import PREFIX, Settings
 
 LIVING_STATES = frozenset({"STARTING", "RUNNING"})
 STOPPED_STATES = frozenset({"STOPPED", "EXITED", "FATAL", "BACKOFF", "UNKNOWN"})
@@ -58,7 +58,7 @@ class Supervisor:
 
     def alive(self) -> bool:
         try:
-            return bool(self._rpc().getState()["statecode"] == 1)
+            return bool(self._rpc("getState")["statecode"] == 1)
         except (OSError, xmlrpc.client.Error, http.client.HTTPException):
             return False
 
@@ -79,7 +79,7 @@ class Supervisor:
         self._socket.unlink(missing_ok=True)
         finished = subprocess.run(
             [settings.python, "-W", "ignore", "-m", "supervisor.supervisord", "-c", str(config)],
-            env={**os.environ, **self.mark},
+            env={**_neutral(os.environ), **self.mark},
             cwd=settings.state,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -159,7 +159,7 @@ class Supervisor:
     def start(self, name: str) -> None:
         """Start it and return at once; nothing happens when it runs."""
         try:
-            self._rpc().startProcess(name, False)
+            self._rpc("startProcess", name, False)
         except xmlrpc.client.Fault as fault:
             if "ALREADY_STARTED" not in fault.faultString:
                 raise DependencyDown(f"supervisord cannot start {name}: {fault.faultString}") from fault
@@ -229,15 +229,15 @@ class Supervisor:
             if time.monotonic() >= next_signal:
                 with contextlib.suppress(xmlrpc.client.Fault):
                     if next_signal:
-                        self._rpc().signalProcess(name, "TERM")
+                        self._rpc("signalProcess", name, "TERM")
                     else:
-                        self._rpc().stopProcess(name, False)
+                        self._rpc("stopProcess", name, False)
                 next_signal = time.monotonic() + again_seconds
             time.sleep(0.1)
 
     def _halt(self, name: str) -> None:
         try:
-            self._rpc().stopProcess(name, True)
+            self._rpc("stopProcess", name, True)
         except xmlrpc.client.Fault as fault:
             if "NOT_RUNNING" not in fault.faultString and "BAD_NAME" not in fault.faultString:
                 raise DependencyDown(f"supervisord cannot stop {name}: {fault.faultString}") from fault
@@ -246,15 +246,16 @@ class Supervisor:
 
     def _call(self, method: str, *arguments: Any) -> Any:
         try:
-            return getattr(self._rpc(), method)(*arguments)
+            return self._rpc(method, *arguments)
         except xmlrpc.client.Fault as fault:
             raise DependencyDown(f"supervisord refused {method}: {fault.faultString}") from fault
         except (OSError, http.client.HTTPException) as error:
             raise self._down(error) from error
 
-    def _rpc(self) -> Any:
-        proxy = xmlrpc.client.ServerProxy("http://supervisor/RPC2", transport=_UnixTransport(self._socket))
-        return proxy.supervisor
+    def _rpc(self, method: str, *arguments: Any) -> Any:
+        transport = _UnixTransport(self._socket)
+        with xmlrpc.client.ServerProxy("http://supervisor/RPC2", transport=transport) as proxy:
+            return getattr(proxy.supervisor, method)(*arguments)
 
     def _down(self, error: Exception) -> DependencyDown:
         return DependencyDown(f"the local stack is not up ({error}); start it with `modelserve up`")
@@ -267,8 +268,10 @@ class _UnixTransport(xmlrpc.client.Transport):
         super().__init__()
         self._path = path
 
-    def make_connection(self, host: Any) -> http.client.HTTPConnection:  # noqa: ARG002
-        return _UnixConnection(self._path)
+    def make_connection(self, host: Any) -> http.client.HTTPConnection:
+        connection = _UnixConnection(self._path)
+        self._connection = host, connection  # closed with the proxy
+        return connection
 
 
 class _UnixConnection(http.client.HTTPConnection):
@@ -278,7 +281,20 @@ class _UnixConnection(http.client.HTTPConnection):
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.connect(str(self._path))
+        try:
+            self.sock.connect(str(self._path))
+        except OSError:
+            self.sock.close()
+            raise
+
+
+def _neutral(environment: Mapping[str, str]) -> dict[str, str]:
+    """Without what this shell happens to say to our programs: each gets its own settings."""
+    return {
+        name: value
+        for name, value in environment.items()
+        if not name.startswith((PREFIX, "PREFECT_", "SERVING_"))
+    }
 
 
 def escape(value: Path | str) -> str:
