@@ -1,28 +1,116 @@
-"""How a model wants its releases promoted: steps, patience, and what counts as harm."""
+"""How a model wants its releases promoted: steps, patience, and what counts as harm.
+
+The defaults are meant to be kept. What they find, and how fast, is in the acceptance table that
+`make bench-judge` prints.
+"""
 
 from __future__ import annotations
 
+import itertools
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+
+
+class Weights(BaseModel):
+    """How the right to reject a healthy canary (`alpha`) is shared among the gates.
+
+    The gates' evidences are averaged with these weights, so a gate with half of the weight needs twice the
+    evidence. Only proportions matter; 0 switches a gate off.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+    errors: float = Field(default=6, ge=0)
+    latency: float = Field(default=2, ge=0)
+    outputs: float = Field(default=1, ge=0)
+    agreement: float = Field(default=1, ge=0)
+
+    @field_validator("agreement")
+    @classmethod
+    def _one_gate_at_least(cls, agreement: float, info: ValidationInfo) -> float:
+        if agreement + sum(float(value) for value in info.data.values()) <= 0:
+            raise ValueError("errors, latency, outputs and agreement are all 0: nothing would be judged")
+        return agreement
 
 
 class PromotionPolicy(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
     steps: tuple[int, ...] = (5, 25, 50, 100)
     """Canary weights in percent, rising, the last one 100."""
     dwell_seconds: float = Field(default=300, ge=0)
-    """Least time at each step."""
+    """Least observed time at each step, with the weight really applied."""
     window_seconds: float = Field(default=15, gt=0)
     """How often the counters are read and the judge is asked."""
+    min_requests: int = Field(default=50, ge=1)
+    """Least canary requests at each step: no step is passed on silence."""
     deadline_seconds: float = Field(default=7200, gt=0)
+    """How long the whole ramp may take, from the first window on."""
     at_deadline: Literal["rollback", "keep", "promote_unproven"] = "rollback"
+    """What a promotion becomes that is neither rejected nor certified by the deadline."""
     alpha: float = Field(default=0.01, gt=0, lt=1)
+    """Greatest chance that a canary that is no worse is ever rejected."""
     beta: float = Field(default=0.05, gt=0, lt=1)
-    max_ratio: float = Field(default=2.0, gt=1)
+    """Greatest chance that a canary that is as bad as `max_ratio` and `max_absolute` say is certified."""
+    max_ratio: float = Field(default=2.0, gt=1, le=100)
+    """Certified when proven to fail less than this many times as often as the stable, or …"""
     max_absolute: float = Field(default=0.01, gt=0, lt=1)
+    """… proven to fail at most this share of requests more often than the stable."""
+    max_slowdown: float = Field(default=1.5, ge=1)
+    """Rejected as slow only when slower than the stable would be if all its requests took this many times
+    as long: a histogram bound that separates 4.9 from 5.1 ms must not decide."""
+    max_shift: float = Field(default=0.25, gt=0, lt=1)
+    """Tolerated difference between the releases' shares of predictions in a bin, or up to a bin."""
+    min_agreement: float | None = Field(default=None, gt=0, lt=1)
+    """Least share of shadow answers that agree with the stable's; None: releases may disagree."""
+    invalid_outputs: Literal["reject", "ignore"] = "reject"
+    """What a single NaN, infinite or otherwise invalid output of the canary does."""
+    require_metrics: bool = True
+    """Hold a canary whose own servers show no metrics: its outputs cannot be checked."""
+    weights: Weights = Weights()
+    slo_error_rate: float = Field(default=0.05, gt=0, lt=1)
+    """Tolerated share of errors when there is no stable to compare with; a stable that breaks it is an
+    incident that both releases share."""
+    slo_latency_seconds: float | None = Field(default=None, gt=0)
+    """Without a stable: at most `slo_slow_share` of the requests may be slower than this."""
+    slo_slow_share: float = Field(default=0.05, gt=0, lt=1)
     post_watch_seconds: float = Field(default=900, ge=0)
+    """How long to watch on after 100 %, the previous release still warm."""
     hold_back: int = Field(default=0, ge=0, lt=50)
+    """Percent of the traffic that the previous release keeps during the post-watch, as a control group."""
     approve_before: tuple[int, ...] = ()
     """Steps that wait for a person's approval."""
+
+    @field_validator("steps")
+    @classmethod
+    def _steps_rise_to_100(cls, steps: tuple[int, ...]) -> tuple[int, ...]:
+        if not steps or steps[-1] != 100:
+            raise ValueError("the last step must be 100")
+        if steps[0] < 1 or any(later <= earlier for earlier, later in itertools.pairwise(steps)):
+            raise ValueError("must rise from at least 1 to 100")
+        return steps
+
+    @field_validator("window_seconds")
+    @classmethod
+    def _a_window_fits_the_dwell(cls, seconds: float, info: ValidationInfo) -> float:
+        dwell = info.data.get("dwell_seconds", 0)
+        if 0 < dwell < seconds:
+            raise ValueError(f"must not exceed dwell_seconds ({dwell:g})")
+        return seconds
+
+    @field_validator("deadline_seconds")
+    @classmethod
+    def _the_ramp_fits_the_deadline(cls, seconds: float, info: ValidationInfo) -> float:
+        ramp = info.data.get("dwell_seconds", 0) * max(1, len(info.data.get("steps", ())) - 1)
+        if seconds < ramp:
+            raise ValueError(f"must not be below {ramp:g}: dwell_seconds at each step before 100")
+        return seconds
+
+    @field_validator("approve_before")
+    @classmethod
+    def _approvals_are_steps(cls, approvals: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
+        for step in approvals:
+            if step not in info.data.get("steps", approvals):
+                raise ValueError(f"{step} is not one of the steps")
+        return approvals
