@@ -16,11 +16,12 @@ from serving.errors import NotFound, Problem, WrongMethod
 from serving.exchange import Answer, Call, Handler, answered, problem_answer
 from serving.openapi import describe
 from serving.service import Service
+from serving.v2.routes import OpenInference, error_answer
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def make_app(service: Service) -> FastAPI:
+def make_app(service: Service, inference: OpenInference) -> FastAPI:
     """The application without the edge; it expects the edge's Call in the scope."""
     app = FastAPI(title="ModelServeAI", docs_url=None, redoc_url=None, openapi_url=None)
     # FastAPI's own error pages and redirects would be answers in another form than ours.
@@ -35,6 +36,8 @@ def make_app(service: Service) -> FastAPI:
     route("GET", "/healthz", service.healthz)
     route("GET", "/readyz", service.readyz)
     route("GET", "/metrics", service.metrics)
+    for method, path, handler in inference.routes():
+        route(method, path, handler)
 
     async def openapi(_: Call) -> Answer:
         import orjson
@@ -80,4 +83,5 @@ async def _http_error(request: Request, error: HTTPException) -> Response:
         call.problem = NotFound("no such route; /docs lists them")
     else:
         call.problem = Problem(str(error.detail))
-    return as_response(problem_answer(call.problem, call.request_id))
+    form = error_answer if request.url.path.startswith("/v2") else problem_answer
+    return as_response(form(call.problem, call.request_id))

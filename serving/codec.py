@@ -207,6 +207,7 @@ class RecordCodec:
         self._decoder = _Decoder(model)
         self._columns = {column.name: NUMPY[model.datatype(column)] for column in model.signature.inputs}
         self._names = list(self._columns)
+        self._nullable = {c.name for c in model.signature.inputs if c.nullable and not c.shape}
         self._shaped = [
             (column.name, NUMPY[model.datatype(column)]) for column in model.signature.inputs if column.shape
         ]
@@ -229,6 +230,9 @@ class RecordCodec:
     def payload(self, columns: dict[str, Array]) -> RecordPayload:
         shaped = dict(self._shaped)
         values = [list(columns[name]) if name in shaped else columns[name].tolist() for name in self._names]
+        for index, name in enumerate(self._names):
+            if name in self._nullable:  # tensors say null with NaN
+                values[index] = [None if value != value else value for value in values[index]]
         rows = [dict(zip(self._names, row, strict=True)) for row in zip(*values, strict=True)]
         size = sum(array.nbytes for array in columns.values())
         return RecordPayload(len(rows), rows, max(size, 1))

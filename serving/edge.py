@@ -18,6 +18,7 @@ from typing import Any
 from serving.errors import Problem
 from serving.exchange import Answer, Call, Handler, Receive, Scope, Send, answered, problem_answer
 from serving.service import Service, State
+from serving.v2.routes import OpenInference, is_infer, reporting
 
 logger = logging.getLogger("serving.access")
 
@@ -29,13 +30,14 @@ Application = Callable[[Scope, Receive, Send], Any]
 
 
 class Edge:
-    def __init__(self, service: Service, inner: Application) -> None:
+    def __init__(self, service: Service, inference: OpenInference, inner: Application) -> None:
         self._service = service
         self._telemetry = service.telemetry
         self._inner = inner
         self._fast: dict[str, Handler] = {}
         if service.settings.fast_path:
             self._fast["/predict"] = service.predict
+        self._infer = reporting(inference.infer) if service.settings.fast_path else None
         self._log_all = service.settings.access_log
         self._prefix = os.urandom(8).hex()
         self._count = 0
@@ -58,7 +60,11 @@ class Edge:
         path: str = scope["path"]
         status = 499
         try:
-            handler = self._fast.get(path) if scope["method"] == "POST" else None
+            handler = None
+            if scope["method"] == "POST":
+                handler = self._fast.get(path)
+                if handler is None and is_infer(path):
+                    handler = self._infer
             if handler is not None:
                 status = await self._short(handler, call, send)
             else:

@@ -25,6 +25,7 @@ from serving.protocol import GuardedProtocol
 from serving.service import Service
 from serving.settings import Settings
 from serving.telemetry import Telemetry
+from serving.v2.routes import OpenInference
 
 logger = logging.getLogger("serving")
 
@@ -45,8 +46,9 @@ class ModelServer:
         from serving.app import make_app
 
         self._settings = settings
-        self._service = Service(settings, Telemetry())
-        edge = Edge(self._service, make_app(self._service))
+        self.service = Service(settings, Telemetry())
+        inference = OpenInference(self.service)
+        edge = Edge(self.service, inference, make_app(self.service, inference))
         config = uvicorn.Config(
             edge,
             host=settings.host,
@@ -66,15 +68,16 @@ class ModelServer:
         self._code = 0
         self._leaving: asyncio.Task[None] | None = None
 
-    def run(self, sockets: list[socket.socket] | None = None) -> int:
+    def run(self, sockets: list[socket.socket] | None = None, *, signals: bool = True) -> int:
         """Serve until SIGTERM or SIGINT; the process's exit code."""
         with asyncio.Runner(loop_factory=self._server.config.get_loop_factory()) as runner:
-            return runner.run(self._serve(sockets))
+            return runner.run(self._serve(sockets, signals))
 
-    async def _serve(self, sockets: list[socket.socket] | None) -> int:
+    async def _serve(self, sockets: list[socket.socket] | None, signals: bool) -> int:
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._signalled)
+        if signals:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, self.leave)
         start = loop.create_task(self._start())
         guard = loop.create_task(self._guard())
         try:
@@ -88,12 +91,12 @@ class ModelServer:
             # The loading thread cannot be interrupted, and nothing that it does must be finished.
             logger.info("stopped while starting")
             _flush_and_leave(0)
-        await self._service.stop()
+        await self.service.stop()
         return self._code
 
     async def _start(self) -> None:
         try:
-            await self._service.start()
+            await self.service.start()
         except StartupError as error:
             logger.error("cannot start: %s", error)
             self._code = 1
@@ -113,14 +116,19 @@ class ModelServer:
                 if isinstance(connection, GuardedProtocol):
                     connection.close_if_head_is_late(oldest)
 
-    def _signalled(self) -> None:
+    def leave(self) -> None:
+        """Begin to drain; what SIGTERM does."""
         if self._leaving is None:
             self._leaving = asyncio.get_running_loop().create_task(self._leave())
 
+    def stop_now(self) -> None:
+        """Stop without draining; may be called from another thread."""
+        self._server.should_exit = True
+
     async def _leave(self) -> None:
         drain = self._settings.drain_seconds
-        loading = self._service.state == "starting"
-        self._service.drain()
+        loading = self.service.state == "starting"
+        self.service.drain()
         logger.info("draining", extra={"drain_seconds": drain})
         until = time.monotonic() + drain
         if not loading:

@@ -62,7 +62,7 @@ class Service:
         self._sampler: Sampler | None = None
         self._outcomes: OutcomeWriter | None = None
         self._bodies = BodyReader(10.0)
-        self._version_header = ((b"x-model-version", settings.version.encode()),)
+        self.version_header = ((b"x-model-version", settings.version.encode()),)
 
     # ---- life
 
@@ -152,12 +152,16 @@ class Service:
         if headers.get(b"content-type") != JSON:
             check_json_type(headers)
         limits = model.spec.serving.limits
-        body = await self._bodies.read(call, limits.max_body_bytes)
+        body = await self.body(call, limits.max_body_bytes)
         if b"content-encoding" in headers:
             body = decompressed(body, headers[b"content-encoding"], limits.max_body_bytes)
         payload = model.codec.decode(body)
         result = await self.run(payload, call, call.deadline(limits.timeout_seconds))
-        return Answer(200, model.codec.encode(result), JSON, self._version_header)
+        return Answer(200, model.codec.encode(result), JSON, self.version_header)
+
+    async def body(self, call: Call, limit: int) -> bytes:
+        """The request's body, within size and time."""
+        return await self._bodies.read(call, limit)
 
     async def run(self, payload: Payload, call: Call, deadline: float) -> Result:
         """Rows through the model, for a client that waits."""

@@ -41,7 +41,7 @@ class PyTorchRuntime:
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         with torch.inference_mode():
             if self._plain:
-                answer = self._module(*[torch.from_numpy(array) for array in inputs])
+                answer = self._module(*[_tensor(array) for array in inputs])
                 if isinstance(answer, torch.Tensor):
                     return [answer.numpy()]
                 return [tensor.numpy() for tensor in self._ordered(answer)]
@@ -60,7 +60,7 @@ class PyTorchRuntime:
 
     def _run_converted(self, inputs: Sequence[Array]) -> list[Array]:
         try:
-            answer = self._module(*[self._moved(torch.from_numpy(array)) for array in inputs])
+            answer = self._module(*[self._moved(_tensor(array)) for array in inputs])
             tensors = [answer] if isinstance(answer, torch.Tensor) else self._ordered(answer)
             return [self._returned(tensor) for tensor in tensors]
         except torch.cuda.OutOfMemoryError:
@@ -128,6 +128,11 @@ class PyTorchRuntime:
         state = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
         module.load_state_dict(state)
         return module.eval()
+
+
+def _tensor(array: Array) -> torch.Tensor:
+    """Tensors share memory with their array, which must be aligned and writable for that."""
+    return torch.from_numpy(array if array.flags.carray else array.copy())
 
 
 def detect_format(path: Path) -> str:
