@@ -239,7 +239,9 @@ def healthy(fake: FakeKubernetes, deployment: Thing) -> None:
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else every answer waits 40 ms for an acknowledgement
     fake: FakeKubernetes
+    pending: tuple[str, str, str, str, str, str | None] | None = None
 
     def log_message(self, format: str, *args: object) -> None:
         """The call log is `FakeKubernetes.calls`."""
@@ -253,7 +255,7 @@ class Handler(BaseHTTPRequestHandler):
         self.reply_bytes(status, json.dumps(thing).encode(), {"Content-Type": "application/json"})
 
     def reply_bytes(self, status: int, body: bytes, headers: Mapping[str, str]) -> None:
-        self.status = status
+        self._record(status)
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
@@ -264,7 +266,6 @@ class Handler(BaseHTTPRequestHandler):
     def _serve(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)
         self.body = self.rfile.read(length)
-        self.status = 0
         url = urlsplit(self.path)
         self.query = {name: values[-1] for name, values in parse_qs(url.query).items()}
         parts = [part for part in url.path.split("/") if part]
@@ -274,11 +275,15 @@ class Handler(BaseHTTPRequestHandler):
         name = more[0] if more else ""
         resource = "/".join([plural, *more[1:]])
         verb = self._verb(bool(name))
-        try:
-            self._answer(verb, (group, plural, namespace, name), resource)
-        finally:
-            manager = self.query.get("fieldManager")
-            self.fake.calls.append(Call(verb, group, resource, namespace, name, manager, self.status))
+        self.pending = (verb, group, resource, namespace, name, self.query.get("fieldManager"))
+        self._answer(verb, (group, plural, namespace, name), resource)
+        self._record(0)
+
+    def _record(self, status: int) -> None:
+        """Before the answer goes out, so that a caller finds his call in the log. 0: never answered."""
+        if self.pending is not None:
+            self.fake.calls.append(Call(*self.pending, status))
+            self.pending = None
 
     def _verb(self, named: bool) -> str:
         if self.command == "GET":

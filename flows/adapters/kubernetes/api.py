@@ -111,6 +111,12 @@ class Api:
         self._pause_seconds = pause_seconds
         self._sleep = sleep
 
+    def close(self) -> None:
+        """Give the connections back; the next call opens new ones."""
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+
     def get(self, kind: str, name: str) -> Manifest | None:
         """The object, or None when there is none."""
 
@@ -184,7 +190,10 @@ class Api:
         )
 
     def merge(self, kind: str, name: str, patch: Manifest) -> Manifest:
-        """JSON merge patch. With `metadata.resourceVersion` in it, Conflict when the object has changed."""
+        """JSON merge patch. Raises Conflict when the object is gone.
+
+        With `metadata.resourceVersion` in the patch also when it has changed since.
+        """
 
         def call(client: Client) -> Manifest:
             return dict(
@@ -193,7 +202,10 @@ class Api:
                 )
             )
 
-        return self._call("patch", kind, name, call)
+        try:
+            return self._call("patch", kind, name, call)
+        except Missing as error:
+            raise Conflict(f"{kind} {name} was deleted meanwhile") from error
 
     def delete(self, kind: str, name: str) -> None:
         """Nothing happens when the object is gone already. What it owns is removed in the background."""
@@ -248,7 +260,7 @@ class Api:
                 if status == 401 and not renewed:
                     # The token or certificate was rotated: read the configuration again, once.
                     renewed = True
-                    self._client = None
+                    self.close()
                     continue
                 if status not in TRANSIENT:
                     raise _refusal(what, status, error) from error

@@ -103,7 +103,7 @@ class KubernetesPlatform:
         applied = self._apply(deployment)
         if applied["spec"].get("replicas") == 0:
             wanted = max(pin or 0, 1)
-            applied = self._api.merge("Deployment", release.name, {"spec": {"replicas": wanted}})
+            applied = self._wake(release.name, wanted)
         owner = _owner_reference(applied)
         for manifest in rest:
             manifest["metadata"]["ownerReferences"] = [owner]
@@ -231,7 +231,7 @@ class KubernetesPlatform:
             if name in autoscalers:
                 self._autoscalers.pin(autoscalers[name], replicas)
             if replicas == 0:
-                self._api.merge("Deployment", name, {"spec": {"replicas": 1}})
+                self._wake(name, 1)
                 woken.append(name)
         for name in woken:
             self._wait(name, self._cluster.wake_seconds, 1)
@@ -248,6 +248,14 @@ class KubernetesPlatform:
         for name, autoscaler in self._autoscalers.of({MODEL_LABEL: model}).items():
             if name in routes.weights and name in deployments and pinned_from(autoscaler) is None:
                 self._autoscalers.pin(autoscaler, _replicas(deployments[name]))
+
+    def _wake(self, name: str, replicas: int) -> Manifest:
+        try:
+            return self._api.merge("Deployment", name, {"spec": {"replicas": replicas}})
+        except Conflict as error:
+            raise ReleaseNotReady(
+                f"the Deployment {name} was deleted while it was woken; start it again"
+            ) from error
 
     def _apply(self, manifest: Manifest) -> Manifest:
         for _ in range(ROUTE_TRIES):
