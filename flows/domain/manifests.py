@@ -30,7 +30,7 @@ SHA256_ANNOTATION = "modelserve.ai/bundle-sha256"
 PINNED_ANNOTATION = "modelserve.ai/pinned-from"
 """On an autoscaler whose minimum is pinned: the minimum to restore."""
 PROBE_SECONDS = 2
-SERVER_DRAIN_SECONDS = 5
+SERVER_DRAIN_SECONDS = 15
 """What the server itself drains after SIGTERM; the pod has waited `drain_seconds` before that."""
 
 
@@ -170,7 +170,7 @@ def _values(release: Release, spec: ModelSpec, cluster: Cluster, pinned: int | N
         "replicas": resources.replicas if resources.autoscaling == "none" else None,
         "progress_seconds": math.ceil(ready_seconds(spec, cluster)) + 30,
         "drain_seconds": math.ceil(drain),
-        "grace_seconds": math.ceil(drain) + SERVER_DRAIN_SECONDS + 10,
+        "grace_seconds": math.ceil(drain) + SERVER_DRAIN_SECONDS + 5,
         "pool": resources.pool,
         "tolerations": _tolerations(resources.pool),
         "environment": _environment(release, spec),

@@ -89,3 +89,17 @@ def a_spec(model: str = "flights", **resources: Any) -> ModelSpec:
     return ModelSpec.model_validate(
         {"name": model, "signature": {"inputs": [column], "outputs": [column]}, "resources": resources}
     )
+
+
+def put_servers(fake: FakeKubernetes, *names: str) -> None:
+    """Deployments of ours that serve already, without everything else that a start makes."""
+    for name in names:
+        model, _, version = name.rpartition("-v")
+        labels = {
+            "app.kubernetes.io/managed-by": "modelserveai",
+            "modelserve.ai/model": model,
+            "modelserve.ai/release": name,
+            "modelserve.ai/version": version,
+            "modelserve.ai/entry": "direct",
+        }
+        fake.put("deployments", {"metadata": {"name": name, "labels": labels}, "spec": {"replicas": 1}})

@@ -13,7 +13,7 @@ from flows.domain.errors import ReleaseExists, ReleaseNotReady, RouteConflict
 from flows.domain.manifests import PINNED_ANNOTATION, Cluster
 from flows.domain.routes import Match, Mirror, Routes
 from tests.platform.fake_kubernetes import FakeKubernetes, Thing, healthy
-from tests.platform.kubernetes_world import Clock, a_release, a_spec, kubernetes_platform
+from tests.platform.kubernetes_world import Clock, a_release, a_spec, kubernetes_platform, put_servers
 
 
 @pytest.fixture
@@ -295,7 +295,8 @@ def test_a_deployment_that_vanishes_while_it_starts(
 # -- traffic
 
 
-def test_a_route_survives_the_round_trip(platform: KubernetesPlatform) -> None:
+def test_a_route_survives_the_round_trip(platform: KubernetesPlatform, fake: FakeKubernetes) -> None:
+    put_servers(fake, "flights-v1", "flights-v2", "flights-v3")
     routes = Routes(
         {"flights-v1": 90, "flights-v2": 10, "flights-v3": 0},
         matches=(
@@ -310,6 +311,7 @@ def test_a_route_survives_the_round_trip(platform: KubernetesPlatform) -> None:
 
 
 def test_an_unchanged_route_is_not_written(platform: KubernetesPlatform, fake: FakeKubernetes) -> None:
+    put_servers(fake, "flights-v1")
     platform.route("flights", Routes({"flights-v1": 100}))
     fake.calls.clear()
     platform.route("flights", Routes({"flights-v1": 100}))
@@ -319,6 +321,7 @@ def test_an_unchanged_route_is_not_written(platform: KubernetesPlatform, fake: F
 def test_an_empty_route_answers_503_with_a_problem(
     platform: KubernetesPlatform, fake: FakeKubernetes
 ) -> None:
+    put_servers(fake, "flights-v1")
     platform.route("flights", Routes({"flights-v1": 100}))
     platform.route("flights", Routes())
     assert platform.routes("flights") == Routes()
@@ -330,6 +333,7 @@ def test_an_empty_route_answers_503_with_a_problem(
 
 
 def test_fields_of_others_stay_where_they_are(platform: KubernetesPlatform, fake: FakeKubernetes) -> None:
+    put_servers(fake, "flights-v1", "flights-v2")
     platform.route("flights", Routes({"flights-v1": 100}))
     maintenance = {"name": "maintenance", "match": [{"headers": {"x-drill": {"exact": "1"}}}]}
     last = {"name": "last", "redirect": {"uri": "/elsewhere"}}
@@ -359,6 +363,7 @@ def test_fields_of_others_stay_where_they_are(platform: KubernetesPlatform, fake
 
 
 def test_weights_edited_by_hand_are_read_back(platform: KubernetesPlatform, fake: FakeKubernetes) -> None:
+    put_servers(fake, "flights-v1", "flights-v2")
     platform.route("flights", Routes({"flights-v1": 90, "flights-v2": 10}))
 
     def edit(thing: Thing) -> None:
@@ -389,6 +394,7 @@ def test_a_mangled_route_is_an_error_to_read_and_can_be_overwritten(
 def test_a_virtual_service_of_somebody_else_is_left_alone(
     platform: KubernetesPlatform, fake: FakeKubernetes
 ) -> None:
+    put_servers(fake, "flights-v1")
     foreign = {"metadata": {"name": "flights"}, "spec": {"http": [{"name": "theirs"}]}}
     fake.put("virtualservices", foreign)
     with pytest.raises(RouteConflict, match="belongs to somebody else"):

@@ -13,7 +13,14 @@ from flows.domain.errors import DependencyDown, ModelServeError, RouteConflict
 from flows.domain.manifests import Cluster
 from flows.domain.routes import Routes
 from tests.platform.fake_kubernetes import FakeKubernetes, Thing
-from tests.platform.kubernetes_world import Clock, a_release, a_spec, kubeconfig, kubernetes_platform
+from tests.platform.kubernetes_world import (
+    Clock,
+    a_release,
+    a_spec,
+    kubeconfig,
+    kubernetes_platform,
+    put_servers,
+)
 
 ALL_TO_ONE = Routes({"flights-v1": 100})
 HALVES = Routes({"flights-v1": 50, "flights-v2": 50})
@@ -21,7 +28,10 @@ HALVES = Routes({"flights-v1": 50, "flights-v2": 50})
 
 @pytest.fixture
 def fake() -> FakeKubernetes:
-    return FakeKubernetes()
+    """A cluster in which two releases serve."""
+    fake = FakeKubernetes()
+    put_servers(fake, "flights-v1", "flights-v2")
+    return fake
 
 
 @pytest.fixture
@@ -137,6 +147,7 @@ def test_a_virtual_service_created_by_another_promotion_meanwhile(
     platform: KubernetesPlatform, fake: FakeKubernetes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = FakeKubernetes()
+    put_servers(other, "flights-v1")
     with kubernetes_platform(other, tmp_path, monkeypatch.setenv) as elsewhere:
         elsewhere.route("flights", ALL_TO_ONE)
     made = other.thing("virtualservices", "flights")

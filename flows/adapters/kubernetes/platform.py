@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from flows.adapters.kubernetes.api import Api, Conflict
+from flows.adapters.kubernetes.api import Api, Conflict, connect
 from flows.adapters.kubernetes.autoscalers import Autoscalers, pinned_from
 from flows.adapters.kubernetes.pods import (
     Trouble,
@@ -64,22 +64,23 @@ def read_skeletons(folder: Path = SKELETONS) -> dict[str, Any]:
 class KubernetesPlatform:
     """See `flows.domain.platform.Platform`. One instance may be used by several threads in turn.
 
+    Without arguments it uses the credentials that kubectl would and the names that `k8s/` sets up.
     `clock` and `sleep` are in seconds. `poll_seconds` is how often a starting release is looked at.
     """
 
     def __init__(
         self,
-        api: Api,
-        cluster: Cluster,
+        api: Api | None = None,
+        cluster: Cluster | None = None,
         skeletons: Mapping[str, Any] | None = None,
         poll_seconds: float = 2,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._api = api
-        self._cluster = cluster
+        self._cluster = cluster or Cluster()
+        self._api = api or Api(connect, self._cluster.namespace)
         self._skeletons = read_skeletons() if skeletons is None else skeletons
-        self._autoscalers = Autoscalers(api)
+        self._autoscalers = Autoscalers(self._api)
         self._poll_seconds = poll_seconds
         self._clock = clock
         self._sleep = sleep
@@ -123,6 +124,8 @@ class KubernetesPlatform:
         return frozenset(name for name in names if name)
 
     def url(self, release: Release) -> str:
+        if self._api.get("Deployment", release.name) is None:
+            raise _no_servers(release.name)
         return f"http://{self._cluster.host(release.name)}:{PORT}"
 
     def settle(self, model: str) -> None:
@@ -139,9 +142,13 @@ class KubernetesPlatform:
     def route(self, model: str, routes: Routes) -> None:
         """Write our entries of the model's VirtualService, and read back that they stand.
 
-        Every field that is not ours stays. Raises RouteConflict when somebody else keeps writing.
+        Every field that is not ours stays. Raises ReleaseNotReady when a release of the route has no
+        servers, and RouteConflict when somebody else keeps writing.
         """
         deployments = self._deployments(model)
+        for name in _releases_in(routes):
+            if name not in deployments:
+                raise _no_servers(name)
         ours = mesh.entries_of(
             model, routes, self._cluster, self._skeletons["route"], self._sleepers(deployments)
         )
@@ -246,7 +253,7 @@ class KubernetesPlatform:
     def _pin_all(self, model: str, routes: Routes, deployments: Mapping[str, Manifest]) -> None:
         """While traffic is split, nobody in the split may shrink."""
         for name, autoscaler in self._autoscalers.of({MODEL_LABEL: model}).items():
-            if name in routes.weights and name in deployments and pinned_from(autoscaler) is None:
+            if name in routes.weights and pinned_from(autoscaler) is None:
                 self._autoscalers.pin(autoscaler, _replicas(deployments[name]))
 
     def _wake(self, name: str, replicas: int) -> Manifest:
@@ -321,6 +328,15 @@ class KubernetesPlatform:
             if lines:
                 words.append("last log lines: " + " | ".join(line.strip() for line in lines))
         return ReleaseNotReady(f"{name} never became ready: {'; '.join(words)}")
+
+
+def _releases_in(routes: Routes) -> list[str]:
+    mirrored = [routes.mirror.release] if routes.mirror else []
+    return [*routes.weights, *(match.release for match in routes.matches), *mirrored]
+
+
+def _no_servers(name: str) -> ReleaseNotReady:
+    return ReleaseNotReady(f"{name} has no servers in the cluster; start it first (a promotion does)")
 
 
 def _entries(virtual_service: Manifest) -> list[Manifest]:
