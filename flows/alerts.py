@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hmac
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -123,7 +122,7 @@ def receiver(plane: ControlPlane, token: str) -> FastAPI:
     @app.post("/alerts")
     async def alerts(
         notification: Notification, authorization: Annotated[str | None, Header()] = None
-    ) -> dict[str, list[Mapping[str, str]]]:
+    ) -> dict[str, list[dict[str, str]]]:
         authorise(authorization)
         outcomes = []
         again: list[str] = []

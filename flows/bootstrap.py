@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
@@ -20,14 +22,30 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger, Pos
 from prefect.exceptions import ObjectNotFound
 from prefect.workers.process import ProcessWorker
 
+from flows.adapters import stack
+from flows.adapters.registry import Registry
 from flows.domain.errors import DependencyDown
 from flows.settings import Settings
 
-PROMOTE_RUNS = {"prefect.resource.role": "flow", "prefect.resource.name": "promote"}
+PROMOTE_RUNS: dict[str, str | list[str]] = {
+    "prefect.resource.role": "flow",
+    "prefect.resource.name": "promote",
+}
 """Events of promotion runs. (A match on the role `deployment` never fires.)"""
 
 HEARTBEAT_LOST_SECONDS = 90
 """Three missed heartbeats of 30 s, the shortest interval that Prefect allows."""
+
+
+def bring_up(settings: Settings, say: Callable[[str], None]) -> None:
+    """Start the local stack, with everything that the Prefect server and the registry must know."""
+    stack.up(settings, say, bootstrap=prepare_services)
+
+
+def prepare_services(settings: Settings) -> None:
+    """Bring the registry's schema up to date and tell the Prefect server about the flows."""
+    Registry(settings.registry_url).migrate()
+    bootstrap(settings)
 
 
 def bootstrap(settings: Settings) -> None:
@@ -71,7 +89,7 @@ def _deploy(settings: Settings) -> None:
         raise DependencyDown(f"'prefect deploy --all' failed: {' '.join(last)}; see {Path('prefect.yaml')}")
 
 
-def automations(rollback_deployment: object) -> list[AutomationCore]:
+def automations(rollback_deployment: UUID) -> list[AutomationCore]:
     """The automations that roll back what a dead promotion run has left behind.
 
     They may fire on a run that has just completed; the rollback looks at the registry before it acts.
@@ -81,6 +99,7 @@ def automations(rollback_deployment: object) -> list[AutomationCore]:
         return RunDeployment(
             source="selected",
             deployment_id=rollback_deployment,
+            job_variables=None,
             parameters={"run": "{{ flow_run.id }}", "reason": reason},
         )
 
@@ -117,7 +136,9 @@ def automations(rollback_deployment: object) -> list[AutomationCore]:
             within=timedelta(seconds=HEARTBEAT_LOST_SECONDS),
         ),
         actions=[
-            ChangeFlowRunState(state=StateType.CRASHED, name="Crashed", message="No heartbeat for 90 s."),
+            ChangeFlowRunState(
+                state=StateType.CRASHED, name="Crashed", message="No heartbeat for 90 s.", force=True
+            ),
             roll_back("its flow run lost its heartbeat"),
         ],
     )

@@ -19,7 +19,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    epilog="Start here: modelserve up · modelserve register FOLDER ARTIFACT · modelserve promote MODEL 1 --watch",
+    epilog="Start here: modelserve up, modelserve register FOLDER ARTIFACT, modelserve promote MODEL 1",
 )
 console = Console(highlight=False)
 errors = Console(stderr=True, highlight=False)
@@ -52,8 +52,8 @@ def up() -> None:
     ./.modelserve). A second call finds everything running and changes nothing. A port is moved with
     [bold]MODELSERVE_PORTS__PREFECT=4201[/] and so on.
     """
-    from flows.console import addresses
     from flows.bootstrap import bring_up
+    from flows.console import addresses
 
     chosen = settings()
     bring_up(chosen, say)
@@ -104,7 +104,8 @@ def register(
         int | None, typer.Option(help="Version number; the next free one if not given.", min=1)
     ] = None,
     training: Annotated[
-        Path | None, typer.Option(help="Training rows (Parquet): the reference of drift checks is made of them.")
+        Path | None,
+        typer.Option(help="Training rows (Parquet): makes the reference of drift checks."),
     ] = None,
 ) -> None:
     """Check a model, put its bundle into the artifact store and add it to the registry as a release."""
@@ -139,7 +140,9 @@ def promote(
 @app.command(rich_help_panel="Releases")
 def rollback(
     model: Model,
-    to: Annotated[int | None, typer.Option(help="Version to go back to; else the stable or previous one.")] = None,
+    to: Annotated[
+        int | None, typer.Option(help="Version to go back to; else the stable or previous one.")
+    ] = None,
     reason: Annotated[str, typer.Option(help="Recorded in the history.")] = "asked for by a person",
 ) -> None:
     """Take the canary out, or go back from the stable release to the previous one. Works without Prefect."""
@@ -174,7 +177,8 @@ def _set_paused(model: str, *, paused: bool) -> None:
 
 @app.command(rich_help_panel="Releases")
 def abort(
-    model: Model, reason: Annotated[str, typer.Option(help="Recorded in the history.")] = "aborted by a person"
+    model: Model,
+    reason: Annotated[str, typer.Option(help="Recorded in the history.")] = "aborted by a person",
 ) -> None:
     """End a running promotion and put the traffic back."""
     from flows.restore import restore

@@ -8,9 +8,13 @@ from typing import Any
 
 from rich.table import Table
 
-from flows.adapters.registry import Event
+from flows.adapters.registry import Event, StoredWindow
 from flows.adapters.stack import PartStatus
+from flows.domain.judge import judge, judge_promoted
 from flows.domain.promotion import Promotion, Standing, State
+from flows.domain.spec import parse_spec
+from flows.domain.verdict import Verdict
+from flows.domain.windows import Window
 from flows.settings import Settings
 
 ENDED_WELL = {State.PROMOTED: "green", State.RUNNING: "cyan", State.WATCHING: "cyan"}
@@ -42,7 +46,12 @@ def parts_table(parts: Sequence[PartStatus]) -> Table:
         colour = "green" if part.healthy else "yellow" if part.state != "DOWN" else "dim"
         since = f"{part.seconds:.0f} s" if part.pid else ""
         table.add_row(
-            part.name, f"[{colour}]{part.state.lower()}[/]", str(part.pid or ""), since, part.url, str(part.log)
+            part.name,
+            f"[{colour}]{part.state.lower()}[/]",
+            str(part.pid or ""),
+            since,
+            part.url,
+            str(part.log),
         )
     return table
 
@@ -55,7 +64,11 @@ def standings_table(standing: Standing) -> Table:
     for release in standing.releases:
         weight = standing.route.weight(release.name)
         table.add_row(
-            release.name, release.phase, f"{weight} %" if weight else "", release.sha256[:12], release.image or ""
+            release.name,
+            release.phase,
+            f"{weight} %" if weight else "",
+            release.sha256[:12],
+            release.image or "",
         )
     return table
 
@@ -66,7 +79,9 @@ def promotions_table(promotions: Sequence[Promotion]) -> Table:
         table.add_column(column, overflow="fold")
     for promotion in promotions:
         colour = ENDED_WELL.get(promotion.state, "red")
-        seconds = f"{(promotion.ended_at - promotion.started_at).total_seconds():.0f}" if promotion.ended_at else ""
+        seconds = (
+            f"{(promotion.ended_at - promotion.started_at).total_seconds():.0f}" if promotion.ended_at else ""
+        )
         table.add_row(
             promotion.id[:8],
             f"v{promotion.version}",
@@ -82,6 +97,57 @@ def promotions_table(promotions: Sequence[Promotion]) -> Table:
 def event_line(event: Event) -> str:
     release = f"v{event.version} " if event.version is not None else ""
     return f"{clock(event.at)}  {release}{event.kind}  {_detail(event.detail)}".rstrip()
+
+
+def windows_table(promotion: Promotion, stored: Sequence[StoredWindow]) -> Table:
+    """One line a window; the sentence only where it changes."""
+    table = Table(
+        title=f"{promotion.model} v{promotion.version}: {promotion.state}: {promotion.reason or ''}",
+        title_justify="left",
+    )
+    for column in (
+        "seconds",
+        "weight",
+        "share",
+        "new: failed / all",
+        "old: failed / all",
+        "E",
+        "verdict",
+        "why",
+    ):
+        table.add_column(column, overflow="fold")
+    said = ""
+    windows = [Window.from_json(window.content) for window in stored]
+    for window, row in zip(windows, stored, strict=True):
+        verdict = Verdict.from_json(row.verdict)
+        old = f"{window.stable.errors} / {window.stable.requests}" if window.stable else ""
+        table.add_row(
+            f"{window.end - windows[0].start:.1f}",
+            f"{window.weight} %",
+            f"{100 * window.share:.1f} %" if window.observed else window.why,
+            f"{window.canary.errors} / {window.canary.requests}",
+            old,
+            f"{verdict.evidence:.3g}",
+            verdict.kind,
+            "" if verdict.sentence == said else verdict.sentence,
+        )
+        said = verdict.sentence
+    return table
+
+
+def replay_verdicts(spec: str, stored: Sequence[StoredWindow]) -> int:
+    """Judge the stored windows again, each with those before it; how many verdicts differ."""
+    policy = parse_spec(spec, "model.yaml").promotion
+    windows = [Window.from_json(window.content) for window in stored]
+    ramp = sum(not window.watching for window in stored)
+    different = 0
+    for number, row in enumerate(stored, start=1):
+        if row.watching:
+            again = judge_promoted(policy, windows[:ramp], windows[ramp:number])
+        else:
+            again = judge(policy, windows[:number])
+        different += again.to_json() != Verdict.from_json(row.verdict).to_json()
+    return different
 
 
 def events_table(events: Iterable[Event]) -> Table:

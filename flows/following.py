@@ -59,12 +59,12 @@ def follow(plane: ControlPlane, started: Started, console: Console) -> bool:
     """
     tail = _Tail(plane, started.model, console)
     try:
-        state = _until_final(plane, started, tail, None)
+        state = _until_final(started, tail, None)
     except KeyboardInterrupt:
         console.print("cancelling: the traffic goes back, please wait …")
         with _client() as client:
             client.set_flow_run_state(started.run, Cancelling(), force=True)
-        _until_final(plane, started, tail, CANCEL_SECONDS)
+        _until_final(started, tail, CANCEL_SECONDS)
         route = plane.registry.standing(started.model).route
         weights = ", ".join(f"{name} {weight} %" for name, weight in route.weights.items()) or "nobody"
         console.print(f"cancelled; traffic goes to {weights}")
@@ -91,9 +91,7 @@ class _Tail:
             self._console.print(event_line(event), markup=False)
 
 
-def _until_final(
-    plane: ControlPlane, started: Started, tail: _Tail, seconds: float | None
-) -> RunState | None:
+def _until_final(started: Started, tail: _Tail, seconds: float | None) -> RunState | None:
     """Show what happens; the run's final state, or None after `seconds`."""
     deadline = None if seconds is None else time.monotonic() + seconds
     with _client() as client:

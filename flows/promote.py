@@ -11,6 +11,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
@@ -32,7 +33,7 @@ from flows.domain.promotion import Promotion, State, ramp, settled
 from flows.domain.release import Release
 from flows.domain.spec import ModelSpec, parse_spec
 from flows.domain.verification import parse_samples
-from flows.report import publish_images, publish_report
+from flows.report import Progress, publish_image, publish_report
 from flows.restore import reconcile, restore
 from flows.watch import announce, watch, watch_on
 from flows.wiring import ControlPlane, control_plane
@@ -48,12 +49,15 @@ def _worth_a_retry(_task: object, _run: object, state: object) -> bool:
     """A system that is away comes back; a verdict against the release does not change by asking again."""
     error = getattr(state, "data", None)
     exception = getattr(error, "exception", error)
-    return isinstance(exception, DependencyDown)
+    return isinstance(exception, DependencyDown | RouteConflict)
 
 
-def step(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+Body = TypeVar("Body", bound=Callable[..., object])
+
+
+def step(name: str) -> Callable[[Body], Body]:
     """A task of the promotion: never cached, since effects must happen again, and patient with outages."""
-    return task(
+    return task(  # type: ignore[return-value]
         task_run_name=name,
         cache_policy=NO_CACHE,
         retries=20,
@@ -102,35 +106,38 @@ def promote(model: str, version: int) -> str:
 def _promote(plane: ControlPlane, promotion: Promotion, release: Release, spec: ModelSpec) -> str:
     log = get_run_logger()
     if promotion.state is not State.WATCHING:
-        build_image(plane, promotion, release, spec)
+        build_image(plane, promotion, release)
         scan_image(plane, promotion, release, spec)
         start_servers(plane, promotion, release, spec)
         verify_samples(plane, promotion, release)
         announce(plane, promotion, spec.promotion, log.info)
-        for weight in steps(plane, promotion, spec):
+        for weight, watched in steps(plane, promotion, spec):
             await_approval(plane, promotion, spec, weight)
             shift(plane, promotion, weight)
-            watch_step(plane, promotion, spec, weight)
+            if watched:
+                watch_step(plane, promotion, spec, weight)
         crown(plane, promotion, spec)
     watch_after(plane, promotion, spec)
     return finish(plane, promotion)
 
 
-def steps(plane: ControlPlane, promotion: Promotion, spec: ModelSpec) -> list[int]:
-    """The weights still to come. A first release has nobody to share with: it takes everything at once.
+def steps(plane: ControlPlane, promotion: Promotion, spec: ModelSpec) -> list[tuple[int, bool]]:
+    """The weights still to come, and whether each is watched before the next.
 
-    A promotion that is run again begins at the weight it had reached.
+    A promotion that is run again begins at the weight it had reached. Once everybody is on the new release
+    there is nobody left to compare with: the watch after 100 % looks on. A first release has nobody to
+    compare with from the start: it takes everything at once, and is watched there.
     """
     standing = plane.registry.standing(promotion.model)
     if standing.stable is None:
-        return [100]
+        return [(100, True)]
     reached = standing.promotion.weight if standing.promotion else 0
     most = 100 - spec.promotion.hold_back
-    return [min(weight, most) for weight in spec.promotion.steps if weight >= reached]
+    return [(min(weight, most), weight < 100) for weight in spec.promotion.steps if weight >= reached]
 
 
 @step("build image")
-def build_image(plane: ControlPlane, promotion: Promotion, release: Release, spec: ModelSpec) -> None:
+def build_image(plane: ControlPlane, promotion: Promotion, release: Release) -> None:
     """By digest, with the bundle's sha256 as a label; an image that is there already is taken."""
     image = plane.images.build(release)
     with plane.registry.turn(promotion.model) as turn:
@@ -144,7 +151,7 @@ def scan_image(plane: ControlPlane, promotion: Promotion, release: Release, spec
     """Trivy and the model's policy decide, before anything is deployed."""
     report = plane.scanner.scan(release, spec.scan)
     plane.registry.note(promotion.model, "scanned", report.to_json(), promotion)
-    publish_images(plane, promotion, report)
+    publish_image(plane, promotion, report)
     print(report.sentence)
     report.enforce()
 
@@ -201,7 +208,7 @@ def shift(plane: ControlPlane, promotion: Promotion, weight: int) -> None:
 @step("watch at {weight} %")
 def watch_step(plane: ControlPlane, promotion: Promotion, spec: ModelSpec, weight: int) -> None:
     """Counters → judge, window after window, until it says advance or reject."""
-    watch(plane, promotion, spec.promotion, weight)
+    watch(plane, promotion, spec.promotion, weight, Progress(promotion, spec.promotion))
 
 
 @step("make stable")
@@ -222,7 +229,7 @@ def crown(plane: ControlPlane, promotion: Promotion, spec: ModelSpec) -> None:
 @step("watch after 100 %")
 def watch_after(plane: ControlPlane, promotion: Promotion, spec: ModelSpec) -> None:
     """Harm may need all of the traffic to show: the previous release stays warm meanwhile."""
-    watch_on(plane, promotion, spec.promotion)
+    watch_on(plane, promotion, spec.promotion, Progress(promotion, spec.promotion))
 
 
 @step("finish")

@@ -88,5 +88,5 @@ def _write_reference(training: Path, spec: ModelSpec, target: Path) -> None:
 
     from flows.domain.profile import make_profile
 
-    profile = make_profile(pandas.read_parquet(training), spec.signature, spec.drift)
+    profile = make_profile(pandas.read_parquet(training), spec.signature, spec.drift, model=spec.name)
     target.write_text(profile.to_json())

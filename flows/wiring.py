@@ -63,8 +63,9 @@ def platform(settings: Settings) -> Platform:
 
         return KubernetesPlatform()
     from flows.adapters.local import LocalPlatform
+    from flows.adapters.stack import Supervisor
 
-    return LocalPlatform(settings)
+    return LocalPlatform(settings, Supervisor(settings))
 
 
 def image_builder(settings: Settings) -> ImageBuilder:

@@ -8,7 +8,7 @@ from pathlib import Path
 import psycopg2
 import pytest
 
-from flows.adapters.registry import Registry
+from flows.adapters.registry import Registry, StoredWindow
 from flows.domain.errors import (
     DependencyDown,
     ModelServeError,
@@ -171,9 +171,9 @@ def test_the_database_itself_refuses_two_canaries(registry: Registry, database_u
 def test_windows_are_stored_once_with_their_snapshot(registry: Registry) -> None:
     registered(registry, 1)
     promotion = registry.begin("flights", 1, "run-1", 60, LEASE)
-    registry.store_window(promotion, 0, {"n": 1}, {"kind": "hold"}, {"at": 1.0})
-    registry.store_window(promotion, 0, {"n": 2}, {"kind": "reject"}, None)
-    assert registry.windows(promotion) == [({"n": 1}, {"kind": "hold"})]
+    registry.store_window(promotion, 0, {"n": 1}, {"kind": "hold"}, {"at": 1.0}, watching=False)
+    registry.store_window(promotion, 0, {"n": 2}, {"kind": "reject"}, None, watching=True)
+    assert registry.windows(promotion) == [StoredWindow({"n": 1}, {"kind": "hold"}, False)]
     assert registry.snapshot(promotion) == {"at": 1.0}
 
 

@@ -24,6 +24,7 @@ from flows.adapters.registry.rows import (
     PROMOTION,
     Event,
     Overview,
+    StoredWindow,
     append_event,
     find_release,
     find_standing,
@@ -42,6 +43,8 @@ from flows.domain.errors import (
 )
 from flows.domain.promotion import Promotion, Standing, State
 from flows.domain.release import Phase, Release, release_name
+
+__all__ = ["Event", "Overview", "Registry", "StoredWindow", "Turn"]
 
 
 class Registry:
@@ -265,26 +268,29 @@ class Registry:
         window: Mapping[str, Any],
         verdict: Mapping[str, Any],
         snapshot: Mapping[str, Any] | None,
+        *,
+        watching: bool,
     ) -> None:
         """Store a window, what the judge made of it, and the counters it ended on, before anybody acts."""
         with self._transaction() as cursor:
             cursor.execute(
-                "INSERT INTO windows (promotion, number, content, verdict) VALUES (%s, %s, %s, %s)"
-                " ON CONFLICT (promotion, number) DO NOTHING",
-                (promotion.id, number, Json(window), Json(verdict)),
+                "INSERT INTO windows (promotion, number, content, verdict, watching)"
+                " VALUES (%s, %s, %s, %s, %s) ON CONFLICT (promotion, number) DO NOTHING",
+                (promotion.id, number, Json(window), Json(verdict), watching),
             )
             if snapshot is not None:
                 cursor.execute(
                     "UPDATE promotions SET snapshot = %s WHERE id = %s", (Json(snapshot), promotion.id)
                 )
 
-    def windows(self, promotion: Promotion) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-        """The stored (window, verdict) pairs in order."""
+    def windows(self, promotion: Promotion) -> list[StoredWindow]:
+        """In order."""
         with self._transaction() as cursor:
             cursor.execute(
-                "SELECT content, verdict FROM windows WHERE promotion = %s ORDER BY number", (promotion.id,)
+                "SELECT content, verdict, watching FROM windows WHERE promotion = %s ORDER BY number",
+                (promotion.id,),
             )
-            return [(row["content"], row["verdict"]) for row in cursor.fetchall()]
+            return [StoredWindow(**row) for row in cursor.fetchall()]
 
     def snapshot(self, promotion: Promotion) -> dict[str, Any] | None:
         """The raw counters behind the last stored window."""

@@ -39,6 +39,15 @@ class Event:
 
 
 @dataclass(frozen=True)
+class StoredWindow:
+    """A window and its verdict, as JSON objects; `watching`: the release was at 100 % and stable already."""
+
+    content: dict[str, Any]
+    verdict: dict[str, Any]
+    watching: bool
+
+
+@dataclass(frozen=True)
 class Overview:
     """One model as the metrics page sees it. Times in unix seconds; None where there is nothing open."""
 

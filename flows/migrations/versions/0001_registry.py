@@ -61,6 +61,7 @@ CREATE TABLE windows (
     number     integer NOT NULL,
     content    jsonb NOT NULL,
     verdict    jsonb NOT NULL,
+    watching   boolean NOT NULL,                  -- after 100 %: the release was stable already
     stored_at  timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (promotion, number)
 );

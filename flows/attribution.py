@@ -1,0 +1,59 @@
+"""Whom an alert is about: the new release, or an incident that every release shares.
+
+Taking a release out helps only when the release is the cause. Where two releases have served side by side,
+the judge has compared them already, and its last verdict is the answer; where there was nothing to compare,
+the newest change is the likeliest cause and goes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from flows.domain.promotion import Standing
+from flows.domain.verdict import Verdict
+from flows.wiring import ControlPlane
+
+INCIDENT = "incident"
+"""The judge's metric for harm that both releases share."""
+
+
+class Blame(Enum):
+    RELEASE = "release"
+    SHARED = "shared"
+    NOT_IN_SERVICE = "not in service"
+
+
+@dataclass(frozen=True)
+class Finding:
+    kind: Blame
+    sentence: str
+
+
+def blame(plane: ControlPlane, model: str, version: str | None) -> Finding:
+    """Whom an alert about `version` of `model` (None: about the model) is about."""
+    standing = plane.registry.standing(model)
+    newest = standing.canary or standing.stable
+    if newest is None:
+        return Finding(Blame.NOT_IN_SERVICE, f"no release of {model} is in service")
+    named = str(newest.version) if version is None else version
+    serving = {str(release.version) for release in standing.releases if release.in_service}
+    if named not in serving:
+        return Finding(Blame.NOT_IN_SERVICE, f"{model} v{named} is not in service any more")
+    if named != str(newest.version):
+        return Finding(
+            Blame.SHARED,
+            f"the alert names v{named}, which served before v{newest.version}: that one is not the cause",
+        )
+    verdict = _last_verdict(plane, standing)
+    if verdict is not None and verdict.metric == INCIDENT:
+        return Finding(Blame.SHARED, verdict.sentence)
+    compared = "nothing to compare it with" if verdict is None else verdict.sentence
+    return Finding(Blame.RELEASE, f"v{newest.version} is the newest change; {compared}")
+
+
+def _last_verdict(plane: ControlPlane, standing: Standing) -> Verdict | None:
+    if standing.promotion is None:
+        return None
+    stored = plane.registry.windows(standing.promotion)
+    return Verdict.from_json(stored[-1].verdict) if stored else None

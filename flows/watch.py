@@ -1,0 +1,171 @@
+"""Watching a release: counters → window → verdict, stored before anybody acts on it.
+
+Measuring is the adapter's, judging the judge's; here is only the loop that joins them, and what a verdict
+makes of the promotion. A system that does not answer makes a window unobserved: weights stay, no evidence
+is added or lost, and the next observed window covers the gap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from flows.domain.counters import Snapshot, difference
+from flows.domain.errors import DependencyDown, PromotionRejected, PromotionUnproven
+from flows.domain.judge import judge, judge_promoted
+from flows.domain.plan import plan
+from flows.domain.policy import PromotionPolicy
+from flows.domain.promotion import Promotion, Standing, State
+from flows.domain.routes import Routes
+from flows.domain.verdict import Verdict
+from flows.domain.windows import Window, unobserved
+from flows.wiring import ControlPlane
+
+Judge = Callable[[Sequence[Window]], Verdict]
+Show = Callable[[Window, Verdict], None]
+
+
+def announce(
+    plane: ControlPlane, promotion: Promotion, policy: PromotionPolicy, say: Callable[[str], None]
+) -> None:
+    """Say what this promotion can find, and when, before it starts."""
+    try:
+        requests_per_second, error_rate = plane.counters.recent(promotion.model)
+    except DependencyDown as error:
+        say(f"warning: no plan, since the last hour's traffic is not known: {error}")
+        return
+    forecast = plan(policy, requests_per_second, error_rate)
+    for sentence in forecast.sentences:
+        say(sentence)
+    plane.registry.note(promotion.model, "planned", {"sentence": " ".join(forecast.sentences)}, promotion)
+
+
+def watch(
+    plane: ControlPlane, promotion: Promotion, policy: PromotionPolicy, weight: int, show: Show
+) -> Verdict:
+    """Watch a step until the judge lets it pass.
+
+    Raises PromotionRejected when the traffic must go back, PromotionUnproven when the policy keeps it as
+    it is at the deadline, PromotionLost when somebody else took the turn.
+    """
+    record = Record(plane, promotion, weight)
+    while True:
+        verdict = record.next_window(policy.window_seconds, lambda windows: judge(policy, windows))
+        show(record.windows[-1], verdict)
+        if verdict.outcome == "rollback":
+            raise PromotionRejected(verdict.sentence)
+        if verdict.outcome == "keep":
+            _keep(plane, promotion, verdict)
+        # Paused, or with somebody else's hands on the route: judged as ever, but it never goes on.
+        if verdict.outcome == "advance" and not record.held:
+            return verdict
+
+
+def watch_on(
+    plane: ControlPlane, promotion: Promotion, policy: PromotionPolicy, show: Show
+) -> Verdict | None:
+    """Watch the new stable after 100 %; None when the policy does not ask for it."""
+    if policy.post_watch_seconds == 0:
+        return None
+    record = Record(plane, promotion, 100)
+    ramp = record.windows[: record.ramp]
+    while True:
+        verdict = record.next_window(
+            policy.window_seconds,
+            lambda windows: judge_promoted(policy, ramp, windows[len(ramp) :]),
+        )
+        show(record.windows[-1], verdict)
+        if verdict.outcome == "rollback":
+            raise PromotionRejected(verdict.sentence)
+        if verdict.outcome in ("advance", "keep"):
+            return verdict
+
+
+def _keep(plane: ControlPlane, promotion: Promotion, verdict: Verdict) -> None:
+    with plane.registry.turn(promotion.model) as turn:
+        turn.mine(promotion)
+        turn.end(promotion, State.KEPT, verdict.sentence)
+    raise PromotionUnproven(verdict.sentence)
+
+
+class Record:
+    """A promotion's windows: the stored ones, and the ones to come."""
+
+    def __init__(self, plane: ControlPlane, promotion: Promotion, weight: int) -> None:
+        self._plane = plane
+        self._promotion = promotion
+        self._weight = weight
+        stored = plane.registry.windows(promotion)
+        self.windows = [Window.from_json(window.content) for window in stored]
+        self.ramp = sum(not window.watching for window in stored)
+        """How many of the windows are from before the release became stable."""
+        snapshot = plane.registry.snapshot(promotion)
+        self._before = Snapshot.from_json(snapshot) if snapshot else None
+        self._conflict: Routes | None = None
+        self._paused = False
+
+    @property
+    def held(self) -> bool:
+        """A person has paused the promotion, or changed the route."""
+        return self._paused or self._conflict is not None
+
+    def next_window(self, seconds: float, judging: Judge) -> Verdict:
+        """Wait, count, judge, store; the verdict. Raises PromotionLost when the promotion is not ours."""
+        clock = self._plane.clock
+        if self._before is None:
+            self._before = self._look(None)
+        began = clock.time() if self._before is None else self._before.at
+        clock.sleep(seconds)
+        standing = self._standing()
+        window = self._measure(standing, began)
+        verdict = judging([*self.windows, window])
+        self._store(window, verdict, standing)
+        return verdict
+
+    def _measure(self, standing: Standing, began: float) -> Window:
+        newcomer = self._promotion.version
+        rival = standing.stable if standing.canary is not None else standing.previous
+        canary = standing.version(newcomer).name
+        stable = rival.name if rival is not None and rival.version != newcomer else None
+        after = self._look(self._before)
+        if self._before is None or after is None:
+            why = "the counters could not be read: Prometheus does not answer"
+            last = self.windows[-1].end if self.windows else began
+            now = max(last, self._plane.clock.time())
+            return unobserved(last, now, self._weight, why, stable=stable is not None)
+        window = difference(self._before, after, canary, stable, self._weight)
+        if window.observed:
+            self._before = after
+        return window
+
+    def _look(self, earlier: Snapshot | None) -> Snapshot | None:
+        try:
+            standing = self._plane.registry.standing(self._promotion.model)
+            names = [release.name for release in standing.releases if release.in_service]
+            return self._plane.counters.snapshot(names, earlier)
+        except DependencyDown:
+            return None
+
+    def _standing(self) -> Standing:
+        """The model's rows, after a look at the lease, the pause and the route."""
+        with self._plane.registry.turn(self._promotion.model) as turn:
+            standing = turn.mine(self._promotion)
+        assert standing.promotion is not None
+        self._paused = standing.promotion.paused
+        found = self._plane.platform.routes(self._promotion.model)
+        if found != standing.route and found != self._conflict:
+            detail = {"found": dict(found.weights), "expected": dict(standing.route.weights)}
+            self._plane.registry.note(self._promotion.model, "route-drift", detail, self._promotion)
+        self._conflict = found if found != standing.route else None
+        return standing
+
+    def _store(self, window: Window, verdict: Verdict, standing: Standing) -> None:
+        watching = standing.promotion is not None and standing.promotion.state is State.WATCHING
+        self._plane.registry.store_window(
+            self._promotion,
+            len(self.windows),
+            window.to_json(),
+            verdict.to_json(),
+            self._before.to_json() if self._before is not None else None,
+            watching=watching,
+        )
+        self.windows.append(window)
