@@ -21,6 +21,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 LOOPBACK = "127.0.0.1"
 PREFIX = "MODELSERVE_"
+UNUSABLE_IN_STATE = '\n"#;*?[]'
 SOCKET_PATH_LIMIT = 100
 """Linux refuses unix sockets whose path is longer than 107 bytes; room is left for the file's name."""
 
@@ -74,6 +75,14 @@ class Settings(BaseSettings):
     """fsspec URI under which bundles, job chunks and reports are kept. Empty: `<state>/artifacts`."""
     python: str = sys.executable
     """The interpreter that runs supervised Python programs."""
+    work_pool: str = "local"
+    """The Prefect work pool that runs the flows."""
+    lease_seconds: float = Field(default=30, gt=0)
+    """A promotion whose run has not been heard of for this long is nobody's: the sweep restores it."""
+    cooldown_seconds: float = Field(default=600, ge=0)
+    """After an alert has rolled a model back, further alerts do not, for this long."""
+    alerts_host: str = LOOPBACK
+    """Address that the alert receiver binds; `0.0.0.0` in a pod."""
     gateway_timeout_seconds: float = Field(default=60, gt=0)
     """How long the gateway waits for a release's answer before it says 504."""
     start_timeout_seconds: float = Field(default=180, gt=0)
@@ -82,7 +91,10 @@ class Settings(BaseSettings):
     @field_validator("state")
     @classmethod
     def _state_is_absolute(cls, state: Path) -> Path:
-        return Path(os.path.abspath(state.expanduser()))
+        path = os.path.abspath(state.expanduser())
+        if found := sorted(set(UNUSABLE_IN_STATE) & set(path)):
+            raise ValueError(f"the path {path!r} holds {' '.join(found)}, which supervisord cannot name")
+        return Path(path)
 
     @model_validator(mode="after")
     def _derive_addresses(self) -> Self:

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import httpx
 
-from flows.adapters.local import commands
+from flows.adapters.local import commands, loopback
 from flows.adapters.local.gateway import Gateway
 from flows.adapters.local.records import Record, Records
 from flows.domain.errors import DependencyDown, ReleaseNotReady
@@ -26,7 +26,7 @@ from flows.settings import LOOPBACK, Settings
 
 __all__ = ["LocalPlatform", "Supervision"]
 
-POLL_SECONDS = 0.1
+POLL_SECONDS = 0.05
 TRIES = 3
 """A server that has ended this often while it was starting will not become ready."""
 GRACE_SECONDS = 10
@@ -65,7 +65,8 @@ class Supervision(Protocol):
 class LocalPlatform:
     """`Platform` on one machine; the stack must be up."""
 
-    def __init__(self, settings: Settings, supervision: Supervision) -> None:
+    def __init__(self, settings: Settings, supervision: Supervision, *, patience: float = 15) -> None:
+        """`patience`: seconds that the gateway may take to serve what it was given."""
         self._settings = settings
         self._supervision = supervision
         self._records = Records(settings.releases_folder, settings.ports.releases)
@@ -73,6 +74,7 @@ class LocalPlatform:
             settings.gateway_folder,
             f"http://{LOOPBACK}:{settings.ports.gateway_admin}",
             timeout=settings.gateway_timeout_seconds,
+            patience=patience,
         )
 
     def start(self, release: Release, spec: ModelSpec) -> None:
@@ -191,7 +193,7 @@ class LocalPlatform:
 def _unready(url: str) -> str | None:
     """Why the server is not ready; None when it is."""
     try:
-        answer = httpx.get(f"{url}/readyz", timeout=5, trust_env=False)
+        answer = loopback.get(f"{url}/readyz")
     except httpx.HTTPError as error:
         return f"{url} does not answer ({type(error).__name__})"
     if answer.status_code == 200:

@@ -154,7 +154,7 @@ def _exactly(header: str, value: str) -> Entry:
 
 def _condition(match: Match) -> Entry:
     if match.source != "cookie":
-        return _exactly(match.key.lower(), match.value)
+        return _exactly(match.key, match.value)
     pair = f"{re.escape(match.key)}={re.escape(match.value)}"
     return {
         "name": "cookie",

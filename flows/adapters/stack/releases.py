@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable
 
-from flows.adapters.stack.parts import answers
+from flows.adapters.stack.programs import answers
 from flows.adapters.stack.supervision import LIVING_STATES, Supervisor
 from flows.settings import Settings
 

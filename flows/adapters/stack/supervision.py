@@ -13,7 +13,6 @@ import hashlib
 import http.client
 import os
 import shlex
-import socket
 import subprocess
 import time
 import xmlrpc.client
@@ -22,11 +21,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from flows.adapters.stack.files import MARK, render, write
+from flows.adapters.stack.rpc import call
 from flows.domain.errors import DependencyDown
 from flows.settings import PREFIX, Settings
 
 LIVING_STATES = frozenset({"STARTING", "RUNNING"})
+PATIENCE_SECONDS = 60
+"""How long the flows of a worker have to put the traffic back."""
+AGAIN_SECONDS = 2
 STOPPED_STATES = frozenset({"STOPPED", "EXITED", "FATAL", "BACKOFF", "UNKNOWN"})
 
 
@@ -166,10 +171,14 @@ class Supervisor:
         except (OSError, http.client.HTTPException) as error:
             raise self._down(error) from error
 
-    def stop(self, name: str, again_seconds: float = 0) -> None:
-        """Stop it and wait. With `again_seconds` the signal is repeated that often (workers swallow one)."""
-        if again_seconds:
-            self._patiently(name, again_seconds)
+    def stop(self, name: str, with_children: bool = False) -> None:
+        """Stop it and wait.
+
+        `with_children` is for a Prefect worker: it swallows the first signal while a flow runs. Its flows
+        are told to stop, too (they put the traffic back), and the worker is told again until it goes.
+        """
+        if with_children:
+            self._stop_patiently(name)
         self._halt(name)
 
     def remove(self, name: str) -> None:
@@ -219,20 +228,25 @@ class Supervisor:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
-    def _patiently(self, name: str, again_seconds: float) -> None:
-        deadline = time.monotonic() + 30
-        next_signal = 0.0
+    def _stop_patiently(self, name: str) -> None:
+        state = self.state(name)
+        if state is None or not state.pid:
+            return
+        with contextlib.suppress(xmlrpc.client.Fault):
+            self._rpc("stopProcess", name, False)
+        for child in children(state.pid):
+            with contextlib.suppress(psutil.Error):
+                child.terminate()
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        next_signal = time.monotonic() + AGAIN_SECONDS
         while time.monotonic() < deadline:
             state = self.state(name)
             if state is None or state.state in STOPPED_STATES:
                 return
-            if time.monotonic() >= next_signal:
+            if time.monotonic() >= next_signal and not children(state.pid):
                 with contextlib.suppress(xmlrpc.client.Fault):
-                    if next_signal:
-                        self._rpc("signalProcess", name, "TERM")
-                    else:
-                        self._rpc("stopProcess", name, False)
-                next_signal = time.monotonic() + again_seconds
+                    self._rpc("signalProcess", name, "TERM")
+                next_signal = time.monotonic() + AGAIN_SECONDS
             time.sleep(0.1)
 
     def _halt(self, name: str) -> None:
@@ -253,39 +267,17 @@ class Supervisor:
             raise self._down(error) from error
 
     def _rpc(self, method: str, *arguments: Any) -> Any:
-        transport = _UnixTransport(self._socket)
-        with xmlrpc.client.ServerProxy("http://supervisor/RPC2", transport=transport) as proxy:
-            return getattr(proxy.supervisor, method)(*arguments)
+        return call(self._socket, f"supervisor.{method}", *arguments)
 
     def _down(self, error: Exception) -> DependencyDown:
         return DependencyDown(f"the local stack is not up ({error}); start it with `modelserve up`")
 
 
-class _UnixTransport(xmlrpc.client.Transport):
-    """XML-RPC over a unix socket. One connection a call: supervisord closes idle ones."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self._path = path
-
-    def make_connection(self, host: Any) -> http.client.HTTPConnection:
-        connection = _UnixConnection(self._path)
-        self._connection = host, connection  # closed with the proxy
-        return connection
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost")
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            self.sock.connect(str(self._path))
-        except OSError:
-            self.sock.close()
-            raise
+def children(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
 
 
 def _neutral(environment: Mapping[str, str]) -> dict[str, str]:
