@@ -1,0 +1,181 @@
+"""One column's verdict: which question found most, whether it lasts, how large it is, what it does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from flows.domain.binning import FIRST_CATEGORY, NULL, Floats
+from flows.domain.calibration import LEAST_WINDOWS
+from flows.domain.column_tests import (
+    Answers,
+    Questions,
+    answer,
+    expected_counts,
+    questions,
+    reachable,
+    spread,
+    thresholds,
+)
+from flows.domain.drift_policy import DriftPolicy
+from flows.domain.findings import ColumnDrift
+from flows.domain.profile import ColumnProfile, Profile
+from flows.domain.tally import WindowTally
+
+PRESENT = 0.67
+"""A window shows a change when it deviates by so many standard deviations in the same direction."""
+
+
+@dataclass(frozen=True)
+class Examined:
+    """The look at a column that found most."""
+
+    column: ColumnProfile
+    asked: Questions
+    answers: Answers
+    limit: Floats
+    """|ratio| from which on each question alerts."""
+    reachable: bool
+    """Whether the best question could alert at all."""
+    can_alert: bool
+    """Whether any could."""
+    place: int
+    """The question that found most."""
+    look: int
+    """Newest windows judged together."""
+    p: float
+    """For the whole column: adjusted for its questions, not yet for other columns and looks."""
+
+
+def examine(
+    profile: Profile, column: ColumnProfile, windows: list[WindowTally], looks: list[int], level: float
+) -> Examined:
+    """Ask a column's questions of the newest `look` windows together, for each look.
+
+    `level`: the column's part of the accepted false alarms of one look.
+    """
+    asked = questions(column)
+    found: list[Examined] = []
+    for look in looks:
+        counts, cells = together(column, windows[-look:])
+        learned = spread(profile, column, asked, float(counts.sum()))
+        answers = answer(column, asked, learned, counts, cells, look)
+        limit = thresholds(asked, answers, level)
+        expected, _ = asked.means(expected_counts(column, cells))
+        room = reachable(asked, expected, answers, limit) & (learned.windows >= LEAST_WINDOWS)
+        weighted = np.minimum(answers.p / asked.weights, 1)
+        place = int(np.lexsort((-np.abs(answers.ratio) / limit, weighted))[0])
+        can_alert = bool(room.any())
+        found.append(
+            Examined(
+                column,
+                asked,
+                answers,
+                limit,
+                bool(room[place]),
+                can_alert,
+                place,
+                look,
+                float(weighted[place]),
+            )
+        )
+    best = min(found, key=lambda one: (one.p, one.look))
+    if best.can_alert or not any(one.can_alert for one in found):
+        return best
+    return next(one for one in found if one.can_alert)
+
+
+def together(column: ColumnProfile, windows: list[WindowTally]) -> tuple[Floats, Floats | None]:
+    """The windows' counts by bin, and by season cell."""
+    counts = np.sum([window.counts[column.name] for window in windows], axis=0).astype(np.float64)
+    cells = [window.cells for window in windows if window.cells is not None]
+    return counts, np.sum(cells, axis=0).astype(np.float64) if cells else None
+
+
+def describe(
+    profile: Profile, one: Examined, windows: list[WindowTally], policy: DriftPolicy, p: float, level: float
+) -> ColumnDrift:
+    """The column's verdict. `p`: adjusted for all columns; `level`: accepted false alarms of the look."""
+    column, place = one.column, one.place
+    counts, cells = together(column, windows[-one.look :])
+    expected = expected_counts(column, cells)
+    shares = counts / max(counts.sum(), 1)
+    distance = moved(column, shares, expected)
+    persistent = _persistent(profile, one, windows[-policy.persistence :])
+    drifted = p <= level and persistent and distance >= policy.min_effect
+    ratio = float(np.abs(one.answers.ratio[place]) / one.limit[place])
+    # The two adjustments (Holm, exact tails) may disagree with the plain ratio; the verdict decides the side.
+    score = max(ratio, 1.0) if drifted else min(ratio, 0.99)
+    effect = None
+    if column.effects:
+        effect = float(((shares - expected) * np.asarray(column.effects)).sum())
+    known = counts.sum() - counts[NULL]
+    numeric = column.kind == "numeric"
+    total = sum(window.sums.get(column.name, 0.0) for window in windows[-one.look :])
+    return ColumnDrift(
+        column=column.name,
+        role=column.role,
+        kind=column.kind,
+        rows=int(counts.sum()),
+        drifted=drifted,
+        score=score,
+        p=p,
+        test=one.asked.names[place],
+        change=float(one.answers.change[place]),
+        detectable=float(one.limit[0 if numeric else _largest(column)] * _deviation(one))
+        if one.can_alert
+        else None,
+        distance=distance,
+        windows=one.look,
+        persistent=persistent,
+        effect=effect,
+        nulls=float(shares[NULL]),
+        mean=float(total / known) if numeric and known else None,
+        reference_mean=column.mean if numeric else None,
+        trend=tuple(_window_distances(column, windows)),
+        seen=tuple(float(share) for share in shares),
+        expected=tuple(float(share) for share in expected),
+    )
+
+
+def moved(column: ColumnProfile, shares: Floats, expected: Floats) -> float:
+    """Share of the rows that moved: Kolmogorov-Smirnov for numbers, total variation for categories."""
+    nulls = abs(float(shares[NULL] - expected[NULL]))
+    if column.kind == "categorical":
+        return max(float(np.abs(shares - expected).sum() / 2), nulls)
+    known, wanted = shares[1:], expected[1:]
+    if known.sum() == 0 or wanted.sum() == 0:
+        return nulls
+    apart = np.cumsum(known) / known.sum() - np.cumsum(wanted) / wanted.sum()
+    return max(float(np.abs(apart).max()), nulls)
+
+
+def _persistent(profile: Profile, one: Examined, windows: list[WindowTally]) -> bool:
+    """Whether every one of these windows deviates in the direction of the whole."""
+    side = np.sign(one.answers.ratio[one.place])
+    for window in windows:
+        counts, cells = together(one.column, [window])
+        learned = spread(profile, one.column, one.asked, float(counts.sum()))
+        alone = answer(one.column, one.asked, learned, counts, cells, 1)
+        if side * alone.ratio[one.place] < PRESENT:
+            return False
+    return True
+
+
+def _window_distances(column: ColumnProfile, windows: list[WindowTally]) -> list[float]:
+    found = []
+    for window in windows[-30:]:
+        counts, cells = together(column, [window])
+        found.append(moved(column, counts / max(counts.sum(), 1), expected_counts(column, cells)))
+    return found
+
+
+def _largest(column: ColumnProfile) -> int:
+    """Question about the reference's most frequent category."""
+    return min(FIRST_CATEGORY, len(column.counts[0]) - 1)
+
+
+def _deviation(one: Examined) -> float:
+    place = 0 if one.column.kind == "numeric" else _largest(one.column)
+    return float(one.answers.deviation[place])

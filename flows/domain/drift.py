@@ -1,0 +1,265 @@
+"""Has the world moved away from what the model learned? Counts of the live windows in, a verdict out.
+
+The accepted false alarms of one check (`drift.false_alarms`) are divided: columns 70 %, the multivariate
+check 15 %, performance 15 %. Columns share theirs by Holm's method. A column has drifted when
+
+1. the newest `persistence` windows together (or the newest `memory` windows) lie outside of what the
+   reference's own windows explain, for all columns and questions at once,
+2. every one of the newest `persistence` windows shows the change in the same direction, and
+3. it moves more than `min_effect` of the rows.
+
+The probability is per check. A check every day at 1 % still means an alert in a hundred quiet days.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from flows.domain.binning import NULL, UNSEEN
+from flows.domain.calibration import LEAST_WINDOWS
+from flows.domain.column_drift import describe, examine
+from flows.domain.drift_policy import DriftPolicy
+from flows.domain.findings import ColumnDrift, DriftResult, Finding, FindingKind, Outcome, WindowSummary
+from flows.domain.frames import TIME
+from flows.domain.multivariate import DomainCheck, domain_check
+from flows.domain.online import ErrorChange, error_changes
+from flows.domain.performance import Performance, judge_performance
+from flows.domain.profile import ColumnProfile, Profile
+from flows.domain.tally import Tally, WindowTally
+
+COLUMNS_PART, MULTIVARIATE_PART, PERFORMANCE_PART = 0.70, 0.15, 0.15
+MISTYPED_SHARE = 0.01
+
+
+def check(
+    profile: Profile,
+    frames: pd.DataFrame | Iterable[pd.DataFrame],
+    policy: DriftPolicy,
+    *,
+    model: str | None = None,
+    release: str | None = None,
+    since: float | None = None,
+    until: float | None = None,
+    window_rows: int | None = None,
+    unknown_outcomes: int = 0,
+    findings: Sequence[Finding] = (),
+) -> DriftResult:
+    """Check live rows, given at once or in chunks (see `flows.domain.frames` for their columns).
+
+    `since`, `until` (Unix seconds): what the rows were meant to cover; windows cut by them are not judged.
+    `window_rows`: rows a window when rows have no times; default: the rows given, in `persistence` windows.
+    `unknown_outcomes`: outcomes that belong to no row. `findings`: what was met while reading.
+    Never raises for what the data holds: that is in the result.
+    """
+    name = model or profile.model
+    if profile.model != name:
+        other = f"the reference was made for model {profile.model!r}; register {name!r} again"
+        return DriftResult(name, release, Outcome.WRONG_REFERENCE, other, findings=tuple(findings))
+    if isinstance(frames, pd.DataFrame):
+        if TIME not in frames and window_rows is None:
+            window_rows = max(len(frames) // policy.persistence, 1)
+        frames = [frames]
+    tally = Tally(profile, policy, window_rows)
+    for frame in frames:
+        tally.add(frame)
+    return conclude(tally, release, since, until, unknown_outcomes, findings)
+
+
+def conclude(
+    tally: Tally,
+    release: str | None = None,
+    since: float | None = None,
+    until: float | None = None,
+    unknown_outcomes: int = 0,
+    findings: Sequence[Finding] = (),
+) -> DriftResult:
+    """The verdict on everything counted so far."""
+    profile, policy = tally.profile, tally.policy
+    said = list(findings)
+    base = DriftResult(profile.model, release, Outcome.NO_SAMPLES, "no samples in this stretch of time")
+    if tally.rows == 0:
+        return replace(base, findings=tuple(said))
+    windows, partial = tally.whole_windows(since, until)
+    said += _input_findings(tally, windows, partial, unknown_outcomes)
+    summaries = tuple(
+        WindowSummary(tally.start(window), window.rows, _performance(profile, [window], policy, 0.01))
+        for window in windows
+    )
+    base = replace(base, rows=tally.rows, windows=summaries)
+    breach = next((finding for finding in said if finding.breach), None)
+    if len(windows) < policy.persistence:
+        if breach is not None:
+            return replace(base, outcome=Outcome.DAMAGED, sentence=breach.sentence, findings=tuple(said))
+        few = (
+            f"{len(windows)} whole windows of {policy.min_rows} rows or more; {policy.persistence} are needed"
+        )
+        return replace(base, outcome=Outcome.CANNOT_TELL, sentence=few, findings=tuple(said))
+    columns, mute = _columns(profile, windows, policy)
+    if mute:
+        said.append(_mute_finding(mute, profile))
+    multivariate = _multivariate(profile, windows, policy)
+    judged = windows[-max(policy.persistence, min(policy.memory, len(windows))) :]
+    level = policy.false_alarms * PERFORMANCE_PART
+    performance = _performance(profile, judged, policy, level, unknown_outcomes)
+    changes: tuple[ErrorChange, ...] = ()
+    if tally.errors:
+        largest = profile.performance.largest_error if profile.performance else 1.0
+        times = np.concatenate([times for times, _ in tally.errors])
+        changes = error_changes(times, np.concatenate([errors for _, errors in tally.errors]), largest)
+    result = replace(
+        base,
+        columns=columns,
+        multivariate=multivariate,
+        performance=performance,
+        error_changes=changes,
+        findings=tuple(said),
+    )
+    return _verdict(result, breach, len(mute) == len(profile.columns))
+
+
+def _verdict(result: DriftResult, breach: Finding | None, all_mute: bool) -> DriftResult:
+    drifted = [column for column in result.columns if column.drifted]
+    performance, multivariate = result.performance, result.multivariate
+    if breach is not None:
+        return replace(result, outcome=Outcome.DAMAGED, sentence=breach.sentence)
+    if performance is not None and performance.state in ("degraded", "harmful"):
+        return replace(result, outcome=Outcome.HARMED, sentence=performance.sentence)
+    if drifted:
+        names = ", ".join(column.column for column in drifted[:3]) + (", …" if len(drifted) > 3 else "")
+        text = f"{len(drifted)} of {len(result.columns)} columns drifted: {names}"
+        return replace(result, outcome=Outcome.DRIFTED, sentence=text)
+    if multivariate is not None and multivariate.drifted:
+        text = f"columns changed together, none alone: {multivariate.sentence}"
+        return replace(result, outcome=Outcome.DRIFTED, sentence=text)
+    if all_mute:
+        return replace(
+            result, outcome=Outcome.CANNOT_TELL, sentence="no column could have alerted, whatever it did"
+        )
+    return replace(
+        result, outcome=Outcome.STABLE, sentence="nothing beyond the reference's own ups and downs"
+    )
+
+
+def _columns(
+    profile: Profile, windows: list[WindowTally], policy: DriftPolicy
+) -> tuple[tuple[ColumnDrift, ...], list[str]]:
+    """Every column's verdict, worst first, and the names of those that cannot alert."""
+    present = [
+        column for column in profile.columns if all(column.name in window.counts for window in windows)
+    ]
+    if not present:
+        return (), [column.name for column in profile.columns]
+    looks = sorted({policy.persistence, max(policy.persistence, min(policy.memory, len(windows)))})
+    level = policy.false_alarms * COLUMNS_PART / len(looks)
+    examined = [examine(profile, column, windows, looks, level / len(present)) for column in present]
+    # Holm: the smallest p is compared with level / columns, the next with level / (columns - 1), …
+    adjusted: dict[str, float] = {}
+    running = 0.0
+    for place, one in enumerate(sorted(examined, key=lambda one: one.p)):
+        running = max(running, min(1.0, one.p * (len(present) - place)))
+        adjusted[one.column.name] = running
+    found = [describe(profile, one, windows, policy, adjusted[one.column.name], level) for one in examined]
+    by_effect = sorted(
+        found, key=lambda c: (not c.drifted, -abs(c.effect or 0.0) if c.drifted else -c.score, -c.score)
+    )
+    return tuple(by_effect), [one.column.name for one in examined if not one.can_alert]
+
+
+def _multivariate(profile: Profile, windows: list[WindowTally], policy: DriftPolicy) -> DomainCheck | None:
+    if profile.sample is None:
+        return None
+    samples = [window.sample for window in windows[-policy.persistence :]]
+    kept = [sample for sample in samples if sample is not None]
+    if len(kept) < len(samples):
+        return DomainCheck(0, sentence="not judged: columns of the reference are missing")
+    level = policy.false_alarms * MULTIVARIATE_PART
+    return domain_check(profile.sample, np.concatenate(kept), level, policy.min_effect)
+
+
+def _performance(
+    profile: Profile, windows: list[WindowTally], policy: DriftPolicy, level: float, unknown: int = 0
+) -> Performance | None:
+    tallies = [window.performance for window in windows if window.performance is not None]
+    if not tallies:
+        return None
+    return judge_performance(profile.performance, tallies, policy, level, unknown)
+
+
+def _input_findings(
+    tally: Tally, windows: list[WindowTally], partial: list[WindowTally], unknown: int
+) -> list[Finding]:
+    """Everything wrong with the rows themselves."""
+    found: list[Finding] = []
+    kinds = FindingKind
+    if partial:
+        rows = sum(window.rows for window in partial)
+        few = all(window.rows < tally.policy.min_rows for window in partial)
+        kind = kinds.TOO_FEW_ROWS if few else kinds.PARTIAL_WINDOW
+        least = tally.policy.min_rows
+        text = f"{len(partial)} windows with {rows} rows are not judged: partial, or under {least} rows"
+        found.append(Finding(kind, text, count=len(partial)))
+    if tally.untimed:
+        text = f"{tally.untimed} rows without a readable time are not judged"
+        found.append(Finding(kinds.NO_TIME, text, count=tally.untimed))
+    if unknown:
+        text = f"{unknown} outcomes belong to no sampled prediction"
+        found.append(Finding(kinds.UNKNOWN_OUTCOME, text, count=unknown))
+    for name in sorted(tally.new):
+        text = f"column {name!r} is not in the reference and is not compared"
+        found.append(Finding(kinds.NEW_COLUMN, text, name))
+    newest = windows[-1] if windows else (partial[-1] if partial else None)
+    for column in tally.profile.columns:
+        found += _column_findings(column, newest, column.name in tally.missing)
+    return found
+
+
+def _column_findings(column: ColumnProfile, newest: WindowTally | None, missing: bool) -> list[Finding]:
+    kinds, name = FindingKind, column.name
+    if newest is None:
+        return []
+    if missing and name not in newest.counts:
+        text = f"column {name!r} of the reference is missing"
+        return [Finding(kinds.MISSING_COLUMN, text, name, newest.rows, breach=column.role == "input")]
+    found: list[Finding] = []
+    counts = newest.counts[name]
+    rows = max(int(counts.sum()), 1)
+    reference = np.asarray(column.counts, dtype=np.int64).sum(axis=0)
+    if missing:
+        found.append(Finding(kinds.MISSING_COLUMN, f"column {name!r} is missing in a part of the rows", name))
+    mistyped = newest.mistyped.get(name, 0)
+    if mistyped:
+        text = f"column {name!r}: {mistyped} values of the newest rows are no numbers"
+        found.append(
+            Finding(kinds.CHANGED_TYPE, text, name, mistyped, breach=mistyped >= MISTYPED_SHARE * rows)
+        )
+    elif counts[NULL] == rows and reference[NULL] < reference.sum():
+        found.append(
+            Finding(kinds.ALL_NULL, f"column {name!r} is null in every row", name, rows, breach=True)
+        )
+    if newest.infinite.get(name):
+        text = f"column {name!r}: {newest.infinite[name]} infinite values"
+        found.append(Finding(kinds.INFINITE, text, name, newest.infinite[name]))
+    outside = int(counts[UNSEEN])
+    if column.kind == "numeric":
+        outside += int(counts[-1])
+        if outside:
+            text = f"column {name!r}: {outside} of {rows} values outside of the reference's range"
+            found.append(Finding(kinds.OUT_OF_RANGE, text, name, outside))
+    elif outside:
+        text = f"column {name!r}: {outside} of {rows} values never seen in the reference"
+        found.append(Finding(kinds.UNSEEN_CATEGORY, text, name, outside))
+    return found
+
+
+def _mute_finding(mute: list[str], profile: Profile) -> Finding:
+    windows = len(profile.sizes)
+    names = ", ".join(mute[:5]) + (", …" if len(mute) > 5 else "")
+    if profile.in_time and windows < LEAST_WINDOWS:
+        reason = f"the reference has {windows} whole windows, {LEAST_WINDOWS} are needed"
+    else:
+        reason = "the reference's own windows differ too much, or are too few, for any value to stand out"
+    return Finding(FindingKind.CANNOT_ALERT, f"cannot alert: {names}: {reason}", count=len(mute))

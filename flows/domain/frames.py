@@ -1,0 +1,131 @@
+"""The one shape in which rows reach the drift check, whatever they were read from.
+
+One row a prediction. Inputs stand under their own names, outputs under `prediction.<name>`, and what the
+system adds under names with an `@`, which no signature can hold. An input that is a tensor becomes two
+columns, `<name>.mean` and `<name>.sd`: drift of pixels is looked for in brightness and contrast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from flows.domain.binning import Floats
+from flows.domain.drift_policy import DriftPolicy
+from flows.domain.spec import Column, Signature
+
+PREDICTION = "prediction."
+OUTCOME = "@outcome"
+TIME = "@time"
+"""Unix seconds at which the row happened."""
+RELEASE = "@release"
+
+Role = Literal["input", "output"]
+Kind = Literal["numeric", "categorical"]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A column that is compared: where it comes from and how it is read."""
+
+    name: str
+    source: str
+    role: Role
+    kind: Kind
+    part: Literal["", "mean", "sd"] = ""
+
+
+def compared_columns(signature: Signature, policy: DriftPolicy) -> tuple[Compared, ...]:
+    """The columns of a model that can drift: inputs that are not ignored, then outputs."""
+    found: list[Compared] = []
+    for column in signature.inputs:
+        if column.name not in policy.ignore and column.name != policy.time_column:
+            found += _parts(column, column.name, "input", policy)
+    for column in signature.outputs:
+        found += _parts(column, PREDICTION + column.name, "output", policy)
+    return tuple(found)
+
+
+def _parts(column: Column, name: str, role: Role, policy: DriftPolicy) -> list[Compared]:
+    if column.shape:
+        return [
+            Compared(f"{name}.mean", name, role, "numeric", "mean"),
+            Compared(f"{name}.sd", name, role, "numeric", "sd"),
+        ]
+    numeric = column.type in ("number", "integer") and column.name not in policy.categorical
+    return [Compared(name, name, role, "numeric" if numeric else "categorical")]
+
+
+def expand(frame: pd.DataFrame, columns: Sequence[Compared]) -> pd.DataFrame:
+    """Add the mean and sd columns of tensors; the frame itself when there are none."""
+    tensors = {column.source for column in columns if column.part and column.source in frame}
+    if not tensors:
+        return frame
+    added: dict[str, Floats] = {}
+    for source in sorted(tensors):
+        cells = [_tensor(cell) for cell in frame[source]]
+        added[f"{source}.mean"] = np.array([cell.mean() if cell.size else np.nan for cell in cells])
+        added[f"{source}.sd"] = np.array([cell.std() if cell.size else np.nan for cell in cells])
+    return frame.drop(columns=sorted(tensors)).assign(**added)
+
+
+def _tensor(cell: object) -> Floats:
+    try:
+        return np.asarray(cell, dtype=np.float64).ravel() if cell is not None else np.empty(0)
+    except (TypeError, ValueError):
+        return np.empty(0)
+
+
+def training_frame(
+    frame: pd.DataFrame, signature: Signature, policy: DriftPolicy, outcome: str
+) -> pd.DataFrame:
+    """Bring a training frame into this shape: outputs may stand under their bare names, the outcome and the
+    time under those that the caller and the policy name. What has this shape already stays."""
+    inputs = {column.name for column in signature.inputs}
+    names = {
+        column.name: PREDICTION + column.name
+        for column in signature.outputs
+        if column.name in frame and column.name not in inputs and column.name != outcome
+    }
+    renamed = frame.rename(columns=names)
+    if outcome in frame:
+        renamed = renamed.assign(**{OUTCOME: frame[outcome]})
+    if TIME not in frame and policy.time_column is not None and policy.time_column in frame:
+        renamed = renamed.assign(**{TIME: to_seconds(frame[policy.time_column])})
+    return renamed
+
+
+def to_seconds(column: pd.Series[Any]) -> Floats:
+    """Unix seconds of times given as datetimes, ISO 8601 text (UTC unless it says otherwise) or seconds.
+
+    NaN where a value is no time.
+    """
+    if column.dtype.kind in "fiu":
+        return column.to_numpy(dtype=np.float64, na_value=np.nan)
+    if (
+        column.dtype.kind == "O"
+        and len(column)
+        and column.map(lambda cell: isinstance(cell, int | float)).all()
+    ):
+        return column.to_numpy(dtype=np.float64, na_value=np.nan)
+    times = pd.to_datetime(
+        column, utc=True, errors="coerce", format=None if column.dtype.kind == "M" else "ISO8601"
+    )
+    since = (times - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(seconds=1)
+    return np.asarray(since, dtype=np.float64)
+
+
+def prediction_column(signature: Signature, policy: DriftPolicy) -> str | None:
+    """The output that outcomes are compared with; None when no scalar output is there."""
+    scalars = [column for column in signature.outputs if not column.shape]
+    for column in scalars:
+        if column.name == policy.prediction:
+            return PREDICTION + column.name
+    if policy.prediction is not None or not scalars:
+        return None
+    chosen = next((column for column in scalars if column.type == "number"), scalars[0])
+    return PREDICTION + chosen.name
