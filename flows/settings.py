@@ -21,7 +21,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 LOOPBACK = "127.0.0.1"
 PREFIX = "MODELSERVE_"
-UNUSABLE_IN_STATE = '\n"#;*?[]'
+UNUSABLE_IN_STATE = '\n"#%;*?[]'
 SOCKET_PATH_LIMIT = 100
 """Linux refuses unix sockets whose path is longer than 107 bytes; room is left for the file's name."""
 

@@ -48,7 +48,7 @@ class Supervision(Protocol):
         *,
         folder: Path | None = None,
         stop_seconds: float = 10,
-        start_retries: int = 3,
+        start_retries: int = 2,
     ) -> None: ...
 
     def load(self, names: Sequence[str]) -> None: ...
@@ -59,7 +59,7 @@ class Supervision(Protocol):
 
     def state(self, name: str) -> Any: ...
 
-    def last_lines(self, name: str, count: int = 5) -> str: ...
+    def last_lines(self, name: str, count: int = 3) -> str: ...
 
 
 class LocalPlatform:

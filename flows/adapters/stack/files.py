@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -21,6 +22,8 @@ def render(template: str, **values: Any) -> str:
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
     )
+    # As in JSON, which YAML and redis.conf read too. (Jinja's own `tojson` escapes for web pages.)
+    environment.filters["quoted"] = lambda text: json.dumps(str(text), ensure_ascii=False)
     return environment.get_template(template).render(**values)
 
 

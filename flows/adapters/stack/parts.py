@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import importlib.util
 import secrets
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
-import redis
 
 from flows.adapters.stack import postgres, programs
 from flows.adapters.stack.files import TEMPLATES, render, write
@@ -91,9 +91,10 @@ def _redis(settings: Settings) -> Part:
 
     def healthy() -> bool:
         try:
-            with redis.Redis(host=LOOPBACK, port=settings.ports.redis, socket_timeout=2) as client:
-                return bool(client.ping())
-        except redis.RedisError:
+            with socket.create_connection((LOOPBACK, settings.ports.redis), timeout=2) as connection:
+                connection.sendall(b"PING\r\n")
+                return connection.recv(16).startswith(b"+PONG")
+        except OSError:
             return False
 
     return Part(

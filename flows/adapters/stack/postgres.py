@@ -70,6 +70,8 @@ def prepare(settings: Settings) -> None:
             [
                 *(str(binaries() / "initdb"), "-D", str(folder), "-U", "postgres", "--encoding=utf8"),
                 *("--locale=C", "--auth-local=trust", "--auth-host=scram-sha-256", "--no-instructions"),
+                # Nothing is lost when the machine dies now: the folder would be made again.
+                "--no-sync",
             ],
             user=user or None,
             group=pwd.getpwnam(user).pw_gid if user else None,

@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import http.client
 import os
+import re
 import shlex
 import subprocess
 import time
@@ -32,6 +33,8 @@ LIVING_STATES = frozenset({"STARTING", "RUNNING"})
 PATIENCE_SECONDS = 60
 """How long the flows of a worker have to put the traffic back."""
 AGAIN_SECONDS = 2
+LOG_BYTES = 16_384
+COMPLAINT = re.compile(r"error|fatal|panic|cannot|failed|refused|exception|denied", re.IGNORECASE)
 STOPPED_STATES = frozenset({"STOPPED", "EXITED", "FATAL", "BACKOFF", "UNKNOWN"})
 
 
@@ -53,6 +56,7 @@ class Supervisor:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._socket = settings.sockets / "supervisor.sock"
+        self._log_offsets: dict[str, int] = {}
 
     @property
     def mark(self) -> Mapping[str, str]:
@@ -115,7 +119,7 @@ class Supervisor:
         folder: Path | None = None,
         stop_seconds: float = 10,
         stop_signal: str = "TERM",
-        start_retries: int = 3,
+        start_retries: int = 2,
         user: str = "",
     ) -> None:
         """Write the program's files. It is not known to a running supervisord before `load`.
@@ -163,6 +167,8 @@ class Supervisor:
 
     def start(self, name: str) -> None:
         """Start it and return at once; nothing happens when it runs."""
+        with contextlib.suppress(FileNotFoundError):
+            self._log_offsets[name] = self.log(name).stat().st_size
         try:
             self._rpc("startProcess", name, False)
         except xmlrpc.client.Fault as fault:
@@ -211,15 +217,19 @@ class Supervisor:
     def log(self, name: str) -> Path:
         return self._settings.logs / f"{name}.log"
 
-    def last_lines(self, name: str, count: int = 5) -> str:
-        """The last lines of the program's log, joined to one line; empty when there is no log."""
+    def last_lines(self, name: str, count: int = 3) -> str:
+        """What the program's log says since its last start, joined to one line: complaints, else its end."""
         try:
             with self.log(name).open("rb") as file:
-                file.seek(max(0, os.fstat(file.fileno()).st_size - 8192))
-                lines = file.read().decode(errors="replace").splitlines()
+                size = os.fstat(file.fileno()).st_size
+                begun = self._log_offsets.get(name, 0)
+                file.seek(max(begun if begun <= size else 0, size - LOG_BYTES))
+                text = file.read().decode(errors="replace")
         except FileNotFoundError:
             return ""
-        return " | ".join([line.strip() for line in lines if line.strip()][-count:])
+        lines = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
+        telling = [line for line in lines if COMPLAINT.search(line)]
+        return " | ".join((telling or lines)[-count:])
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
