@@ -11,9 +11,8 @@ raises KeyError, and so fails its row.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -65,8 +64,7 @@ class LateArrival(torch.nn.Module):
         return logits.squeeze(1)
 
 
-@dataclass(frozen=True)
-class Preprocessing:
+class Preprocessing(NamedTuple):
     """What training stored: how raw values become tensors."""
 
     vocabularies: dict[str, dict[str, int]]
@@ -102,8 +100,7 @@ def _default(defaults: Mapping[str, float], row: Row) -> float:
     return defaults[carrier if carrier in defaults else ANY_CARRIER]
 
 
-@dataclass(frozen=True)
-class Model:
+class Model(NamedTuple):
     preprocessing: Preprocessing
     network: LateArrival
     device: str
