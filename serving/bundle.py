@@ -136,7 +136,7 @@ def _removed_on_error(folder: Path) -> Iterator[None]:
 
 
 def _fetch(location: str, target: Path) -> None:
-    import fsspec  # type: ignore[import-untyped]  # costs 0.2 s at start, and local folders do not need it
+    import fsspec  # costs 0.2 s at start, and local folders do not need it
 
     try:
         filesystem, root = fsspec.core.url_to_fs(location)

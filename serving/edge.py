@@ -15,10 +15,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from serving.access import OPEN_ROUTES
 from serving.errors import Problem
 from serving.exchange import Answer, Call, Handler, Receive, Scope, Send, answered, problem_answer
 from serving.service import Service, State
-from serving.v2.routes import OpenInference, is_infer, reporting
+from serving.v2.routes import OpenInference, error_answer, is_infer, reporting
 
 logger = logging.getLogger("serving.access")
 
@@ -47,7 +48,7 @@ class Edge:
             await self._inner(scope, receive, send)
             return
         started = time.monotonic()
-        telemetry = self._telemetry
+        service, telemetry = self._service, self._telemetry
         telemetry.in_flight += 1
         headers: dict[bytes, bytes] = dict(scope["headers"])
         given = headers.get(b"x-request-id")
@@ -65,7 +66,12 @@ class Edge:
                 handler = self._fast.get(path)
                 if handler is None and is_infer(path):
                     handler = self._infer
-            if handler is not None:
+            refused = await self._refused(call, path) if service.guarded and path not in OPEN_ROUTES else None
+            if refused is not None:
+                status = refused.status
+                refused.headers = (*refused.headers, *self._own_headers(call))
+                await respond(refused, send)
+            elif handler is not None:
                 status = await self._short(handler, call, send)
             else:
                 status = await self._long(call, send)
@@ -77,8 +83,20 @@ class Edge:
                 telemetry.count("rejected", 1, call.problem.reason)
             if status >= 500 or self._log_all:
                 self._log(call, status, seconds)
+            if service.tracer is not None:
+                service.tracer.finished(call, route_label(path), status, seconds)
         if call.after is not None:
             call.after()
+
+    async def _refused(self, call: Call, path: str) -> Answer | None:
+        """The refusal for a client that may not ask; None for one that may."""
+        try:
+            await self._service.admit(call)
+        except Problem as problem:
+            call.problem = problem
+            form = error_answer if path.startswith("/v2") else problem_answer
+            return form(problem, call.request_id)
+        return None
 
     async def _short(self, handler: Handler, call: Call, send: Send) -> int:
         answer = await answered(handler, call)

@@ -31,6 +31,13 @@ class TensorPayload:
         columns = [column[start:stop] for column in self.columns]
         return TensorPayload(stop - start, columns, self.size * (stop - start) // self.count)
 
+    def pick(self, rows: Sequence[int]) -> TensorPayload:
+        columns: list[list[Any] | Array] = [
+            column[list(rows)] if isinstance(column, np.ndarray) else [column[row] for row in rows]
+            for column in self.columns
+        ]
+        return TensorPayload(len(rows), columns, self.size * len(rows) // self.count)
+
 
 class RecordPayload:
     """Rows of a handler: one dict by input name a row; tensor inputs are numpy arrays in it."""
@@ -44,6 +51,9 @@ class RecordPayload:
 
     def part(self, start: int, stop: int) -> RecordPayload:
         return RecordPayload(stop - start, self.rows[start:stop], self.size * (stop - start) // self.count)
+
+    def pick(self, rows: Sequence[int]) -> RecordPayload:
+        return RecordPayload(len(rows), [self.rows[row] for row in rows], self.size * len(rows) // self.count)
 
 
 class TensorResult:

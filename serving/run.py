@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import sys
 
 from pydantic import ValidationError
@@ -20,6 +22,14 @@ def serve() -> int:
             print(f"{name}: {detail['msg']}; set it in the environment", file=sys.stderr)
         return 2
     configure_logs({"model": settings.model or "", "version": settings.version})
+    inherited = os.environ.pop("MODELSERVE_SOCKET_FD", None)
+    if inherited is None and settings.workers > 1:
+        from serving.supervisor import Supervisor
+
+        return Supervisor(settings).run()
     from serving.server import ModelServer
 
-    return ModelServer(settings).run()
+    if inherited is None:
+        return ModelServer(settings).run()
+    listener = socket.socket(fileno=int(inherited))
+    return ModelServer(settings).run([listener], ready=int(os.environ.pop("MODELSERVE_READY_FD")))

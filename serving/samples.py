@@ -11,6 +11,7 @@ import logging
 import random
 import time
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
 import orjson
@@ -41,14 +42,16 @@ class Sampler:
         self._release = f"{model}-v{version}"
         self._stream = f"samples:{model}"
         self._telemetry = telemetry
-        self._queue: deque[tuple[str, int, float, Payload, Result, int]] = deque()
+        self._queue: deque[tuple[str, Sequence[int], float, Payload, Result]] = deque()
         self._rows = 0
         self._allowance = spec.per_second * _BURST_SECONDS
         self._refilled = time.monotonic()
         self._task: asyncio.Task[None] | None = None
 
-    def offer(self, request_id: str, payload: Payload, result: Result, first_row: int = 0) -> None:
-        """Maybe queue the rows of one answered request. `first_row` is where they stand in it."""
+    def offer(
+        self, request_id: str, payload: Payload, result: Result, rows: Sequence[int] | None = None
+    ) -> None:
+        """Maybe queue rows of an answered request; `rows` says which they are when they are not all."""
         spec = self._spec
         if spec.share < 1.0 and random.random() >= spec.share:
             return
@@ -62,7 +65,8 @@ class Sampler:
             return
         self._allowance -= payload.count
         self._rows += payload.count
-        self._queue.append((request_id, first_row, time.time(), payload, result, payload.count))
+        numbers = range(payload.count) if rows is None else rows
+        self._queue.append((request_id, numbers, time.time(), payload, result))
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._flush())
 
@@ -92,14 +96,14 @@ class Sampler:
             self._telemetry.count("samples_dropped", rows)
 
     def _entries(
-        self, request_id: str, first_row: int, at: float, payload: Payload, result: Result, count: int
+        self, request_id: str, numbers: Sequence[int], at: float, payload: Payload, result: Result
     ) -> list[bytes]:
         return [
             orjson.dumps(
                 {
                     "release": self._release,
                     "request_id": request_id,
-                    "row": first_row + row,
+                    "row": number,
                     "at": at,
                     "features": self._codec.features(payload, row),
                     "prediction": self._codec.prediction(result, row),
@@ -107,7 +111,7 @@ class Sampler:
                 option=orjson.OPT_SERIALIZE_NUMPY,
                 default=_plain,
             )
-            for row in range(count)
+            for row, number in enumerate(numbers)
         ]
 
     async def _write(self, client: Any, entries: list[bytes]) -> None:

@@ -66,10 +66,18 @@ class ModelServer:
         )
         self._server = UvicornServer(config)
         self._code = 0
+        self._ready: int | None = None
         self._leaving: asyncio.Task[None] | None = None
 
-    def run(self, sockets: list[socket.socket] | None = None, *, signals: bool = True) -> int:
-        """Serve until SIGTERM or SIGINT; the process's exit code."""
+    def run(
+        self, sockets: list[socket.socket] | None = None, *, signals: bool = True, ready: int | None = None
+    ) -> int:
+        """Serve until SIGTERM or SIGINT; the process's exit code.
+
+        A worker of a supervisor gets the socket to accept from, and in `ready` the descriptor to which it
+        writes when it is warm. It accepts only from then on: the other workers answer meanwhile.
+        """
+        self._ready = ready
         with asyncio.Runner(loop_factory=self._server.config.get_loop_factory()) as runner:
             return runner.run(self._serve(sockets, signals))
 
@@ -81,6 +89,14 @@ class ModelServer:
         start = loop.create_task(self._start())
         guard = loop.create_task(self._guard())
         try:
+            if self._ready is not None:
+                while not start.done() and not self._server.should_exit:
+                    await asyncio.sleep(0.01)
+                if self._server.should_exit:
+                    if not start.done():
+                        _flush_and_leave(0)
+                    return self._code
+                os.write(self._ready, b"R")
             await self._server.serve(sockets)
         except SystemExit as error:
             # uvicorn has logged why: nearly always the port.
@@ -109,8 +125,11 @@ class ModelServer:
     async def _guard(self) -> None:
         """Close connections whose request head does not arrive: uvicorn would keep them for ever."""
         limit = self._settings.header_seconds
+        parent = os.getppid()
         while True:
             await asyncio.sleep(min(1.0, limit / 2))
+            if self._ready is not None and os.getppid() != parent:
+                self.leave()  # the supervisor was killed: workers must not be left behind
             oldest = time.monotonic() - limit
             for connection in list(self._server.server_state.connections):
                 if isinstance(connection, GuardedProtocol):

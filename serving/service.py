@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import time
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any
@@ -15,7 +16,9 @@ from typing import Any
 import msgspec
 import orjson
 
+from serving.access import ApiKeys, RateLimit, client_of
 from serving.batcher import Batcher
+from serving.cache import PredictionCache
 from serving.codec import invalid
 from serving.engine import RecordEngine
 from serving.errors import BadRequest, Invalid, Problem, StartupError, Unavailable
@@ -26,7 +29,9 @@ from serving.redis_link import RedisAbsent, RedisLink
 from serving.rows import Payload, Result, joined_payload
 from serving.samples import OutcomeWriter, Sampler
 from serving.settings import Settings
+from serving.shadow import Shadow
 from serving.telemetry import CONTENT_TYPE, Telemetry
+from serving.tracing import Tracer
 
 logger = logging.getLogger("serving")
 
@@ -61,6 +66,13 @@ class Service:
         self._batcher: Batcher | None = None
         self._sampler: Sampler | None = None
         self._outcomes: OutcomeWriter | None = None
+        self._cache: PredictionCache | None = None
+        self._shadow: Shadow | None = None
+        self._keys = ApiKeys(settings.api_keys_file) if settings.api_keys_file is not None else None
+        self._rate: RateLimit | None = None
+        self.tracer: Tracer | None = None
+        self.guarded = self._keys is not None or settings.rate_limit > 0
+        """Whether `admit` has anything to check."""
         self._bodies = BodyReader(10.0)
         self.version_header = ((b"x-model-version", settings.version.encode()),)
 
@@ -114,6 +126,14 @@ class Service:
                 self._sampler = Sampler(
                     self.link, loaded.codec, spec.serving.samples, spec.name, settings.version, telemetry
                 )
+            if spec.serving.cache.enabled:
+                self._cache = PredictionCache(self.link, loaded, settings.version, telemetry)
+            if settings.rate_limit:
+                self._rate = RateLimit(self.link, spec.name, settings.rate_limit)
+        if settings.shadow_url is not None and settings.shadow_share > 0:
+            self._shadow = Shadow(settings.shadow_url, settings.shadow_share, spec.serving.shadow, telemetry)
+        if settings.otlp_endpoint is not None:
+            self.tracer = Tracer(settings.otlp_endpoint, spec.name, settings.version)
 
     def drain(self) -> None:
         """Not ready any more; requests that still come are answered."""
@@ -121,8 +141,14 @@ class Service:
             self.state = State.DRAINING
 
     async def stop(self) -> None:
+        if self._shadow is not None:
+            await self._shadow.close()
+        if self._cache is not None:
+            await self._cache.close()
         if self._sampler is not None:
             await self._sampler.close()
+        if self.tracer is not None:
+            await asyncio.to_thread(self.tracer.close)
         if self._batcher is not None:
             self._batcher.close()
         if self.link is not None:
@@ -143,6 +169,15 @@ class Service:
             raise Unavailable("the model is being loaded", reason="starting", retry_after=1)
         return self._batcher
 
+    async def admit(self, call: Call) -> None:
+        """Unauthorized or RateLimited when this client may not ask (now)."""
+        if self._keys is not None:
+            client = self._keys.client(call.headers)
+        else:
+            client = client_of(call.scope, call.headers, self.settings.forwarded_clients)
+        if self._rate is not None:
+            await self._rate.admit(client)
+
     # ---- routes
 
     async def predict(self, call: Call) -> Answer:
@@ -156,19 +191,35 @@ class Service:
         if b"content-encoding" in headers:
             body = decompressed(body, headers[b"content-encoding"], limits.max_body_bytes)
         payload = model.codec.decode(body)
-        result = await self.run(payload, call, call.deadline(limits.timeout_seconds))
-        return Answer(200, model.codec.encode(result), JSON, self.version_header)
+        deadline = call.deadline(limits.timeout_seconds)
+        headers_out: tuple[tuple[bytes, bytes], ...] = self.version_header
+        if self._cache is None:
+            content = model.codec.encode(await self.run(payload, call, deadline))
+        else:
+            fragments, hit = await self._cache.fragments(
+                payload, deadline, lambda part, rows: self.run(part, call, deadline, rows)
+            )
+            content = b'{"predictions":[' + b",".join(fragments) + b"]}"
+            if hit:
+                headers_out = (*headers_out, (b"x-cache", b"hit"))
+        shadow = self._shadow
+        if shadow is not None and shadow.chosen():
+            seconds = time.monotonic() - call.started
+            call.after = lambda: shadow.offer(body, content, call.request_id, seconds)
+        return Answer(200, content, JSON, headers_out)
 
     async def body(self, call: Call, limit: int) -> bytes:
         """The request's body, within size and time."""
         return await self._bodies.read(call, limit)
 
-    async def run(self, payload: Payload, call: Call, deadline: float) -> Result:
-        """Rows through the model, for a client that waits."""
+    async def run(
+        self, payload: Payload, call: Call, deadline: float, rows: Sequence[int] | None = None
+    ) -> Result:
+        """Rows through the model for a client that waits; `rows` says which they are when not all."""
         assert self._batcher is not None
         result = await self._batcher.submit(payload, deadline, call.gone)
         if self._sampler is not None:
-            self._sampler.offer(call.request_id, payload, result)
+            self._sampler.offer(call.request_id, payload, result, rows)
         return result
 
     async def run_rows(self, instances: Sequence[Any]) -> list[bytes | Problem]:

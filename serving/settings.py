@@ -39,6 +39,8 @@ class Settings(BaseSettings):
     """One key a line, `name:key`; when set, every route but the probes needs one."""
     rate_limit: int = Field(default=0, ge=0)
     """Requests a second and client over all replicas; 0 is no limit. Needs Redis."""
+    forwarded_clients: bool = False
+    """Count requests to the last address in X-Forwarded-For; only behind a proxy that sets it."""
     fast_path: bool = True
     """Answer the hot routes before FastAPI; off is the same in all but speed."""
     access_log: bool = False

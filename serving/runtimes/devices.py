@@ -28,7 +28,7 @@ def choose_device(wanted: str, *, import_torch: bool = True) -> str:
 
 
 def cpu_quota() -> int:
-    """Whole CPUs this process may use: the smaller of its affinity and its cgroup's quota, at least 1."""
+    """Whole CPUs for this process: its part of the smaller of affinity and cgroup quota, at least 1."""
     quota = float(len(os.sched_getaffinity(0)))
     try:
         limit, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
@@ -42,4 +42,5 @@ def cpu_quota() -> int:
                 quota = min(quota, limit_us / period_us)
         except (OSError, ValueError):
             pass
-    return max(1, math.floor(quota))
+    # Workers of one server share what the server has.
+    return max(1, math.floor(quota / int(os.environ.get("SERVING_WORKERS", "1"))))

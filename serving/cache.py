@@ -1,0 +1,160 @@
+"""Answers of equal rows, kept in Redis and computed once when several clients ask at the same time.
+
+Each row is cached by itself, so a request may be half cached. The key covers everything that decides the
+answer: model, version, the bundle's digest, the processing version, and the canonical bytes of the inputs.
+There is no invalidation: another bundle has other keys, and the rest is the time to live.
+
+Redis may be gone or slow at any time. Then rows are computed as if nothing were cached.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import Any
+
+from serving.coalesce import Coalescer
+from serving.codec import Codec
+from serving.errors import Expired
+from serving.model import LoadedModel
+from serving.redis_link import RedisAbsent, RedisLink
+from serving.rows import Payload, Result
+from serving.telemetry import Telemetry
+
+_MOST_WAITING_WRITES = 4096
+_WRITE_SECONDS = 1.0
+Compute = Callable[[Payload, Sequence[int]], Awaitable[Result]]
+"""Runs some rows of a request; told which rows of it they are."""
+
+
+class PredictionCache:
+    def __init__(self, link: RedisLink, loaded: LoadedModel, version: str, telemetry: Telemetry) -> None:
+        spec = loaded.spec
+        self._link = link
+        self._codec: Codec = loaded.codec
+        self._spec = spec.serving.cache
+        self._telemetry = telemetry
+        release = "\0".join((spec.name, version, loaded.bundle.sha256, spec.serving.processing_version))
+        self._release = hashlib.blake2b(release.encode(), digest_size=32).digest()
+        self._prefix = f"predictions:{spec.name}-v{version}:".encode()
+        self._lookups: Coalescer[bytes, bytes | None] = Coalescer(self._fetch)
+        self._writes: list[tuple[bytes, bytes]] = []
+        self._writer: asyncio.Task[None] | None = None
+        self._flying: dict[bytes, asyncio.Future[bytes]] = {}
+
+    def key(self, payload: Payload, row: int) -> bytes:
+        digest = hashlib.blake2b(self._codec.canonical(payload, row), digest_size=20, key=self._release)
+        return self._prefix + digest.digest()
+
+    async def fragments(
+        self, payload: Payload, deadline: float, compute: Compute
+    ) -> tuple[list[bytes], bool]:
+        """Each row's prediction as JSON, and whether none had to be computed for this request."""
+        keys = [self.key(payload, row) for row in range(payload.count)]
+        answers: list[bytes | None] = [None] * payload.count
+        mine: list[int] = []
+        theirs: list[tuple[int, asyncio.Future[bytes]]] = []
+        flying = self._flying
+        for row, key in enumerate(keys):
+            under_way = flying.get(key)
+            if under_way is not None:
+                theirs.append((row, under_way))
+            else:
+                flying[key] = asyncio.get_running_loop().create_future()
+                mine.append(row)
+        missing: list[int] = []
+        try:
+            if mine:
+                for row, found in zip(
+                    mine, await self._lookups.ask([keys[row] for row in mine]), strict=True
+                ):
+                    if found is None:
+                        missing.append(row)
+                    else:
+                        answers[row] = found
+                        self._land(keys[row], found)
+            if missing:
+                await self._compute(payload, missing, keys, answers, compute)
+        finally:
+            for row in mine:
+                self._land(keys[row], None)
+        alone = [row for row, future in theirs if not await self._follow(row, future, deadline, answers)]
+        if alone:
+            # Whoever computed these has failed or left; that says nothing about our own request.
+            await self._compute(payload, alone, keys, answers, compute)
+        computed = len(missing) + len(alone)
+        self._telemetry.count("cache_misses", computed)
+        self._telemetry.count("cache_hits", payload.count - computed)
+        return [answer for answer in answers if answer is not None], computed == 0
+
+    async def close(self) -> None:
+        while self._writer is not None:
+            await self._writer
+
+    async def _compute(
+        self,
+        payload: Payload,
+        rows: list[int],
+        keys: list[bytes],
+        answers: list[bytes | None],
+        compute: Compute,
+    ) -> None:
+        part = payload if len(rows) == payload.count else payload.pick(rows)
+        result = await compute(part, rows)
+        for row, fragment in zip(rows, self._codec.fragments(result), strict=True):
+            answers[row] = fragment
+            self._land(keys[row], fragment)
+            if len(fragment) <= self._spec.max_value_bytes and len(self._writes) < _MOST_WAITING_WRITES:
+                self._writes.append((keys[row], fragment))
+        if self._writer is None and self._writes:
+            self._writer = asyncio.get_running_loop().create_task(self._write())
+
+    def _land(self, key: bytes, fragment: bytes | None) -> None:
+        """End the flight of a key; None when its answer did not come."""
+        future = self._flying.pop(key, None)
+        if future is not None and not future.done():
+            if fragment is None:
+                future.cancel()
+            else:
+                future.set_result(fragment)
+
+    async def _follow(
+        self, row: int, future: asyncio.Future[bytes], deadline: float, answers: list[bytes | None]
+    ) -> bool:
+        done, _ = await asyncio.wait((future,), timeout=max(0.0, deadline - time.monotonic()))
+        if not done:
+            raise Expired("the deadline passed while an equal request was computed")
+        if future.cancelled():
+            return False
+        answers[row] = future.result()
+        return True
+
+    async def _fetch(self, keys: list[bytes]) -> Sequence[bytes | None]:
+        try:
+            found: list[bytes | None] = await self._link.run(
+                lambda client: client.mget(keys), self._spec.timeout_seconds
+            )
+            return found
+        except RedisAbsent:
+            self._telemetry.count("cache_errors")
+            return [None] * len(keys)
+
+    async def _write(self) -> None:
+        try:
+            while self._writes:
+                writes, self._writes = self._writes, []
+                await self._link.run(partial(self._store, writes), _WRITE_SECONDS)
+        except RedisAbsent:
+            self._writes.clear()
+            self._telemetry.count("cache_errors")
+        finally:
+            self._writer = None
+
+    async def _store(self, writes: list[tuple[bytes, bytes]], client: Any) -> None:
+        pipeline = client.pipeline(transaction=False)
+        for key, fragment in writes:
+            pipeline.set(key, fragment, ex=self._spec.ttl_seconds)
+        await pipeline.execute()

@@ -1,0 +1,190 @@
+"""Copies of requests to another release, whose answers are compared with ours and thrown away.
+
+A copy is queued after the user's answer has been sent, in a queue of its own that drops when it is full.
+Nothing that the shadow does (hang, refuse, answer garbage) can be seen by a user.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import random
+import ssl
+import time
+from collections import deque
+from typing import Any
+from urllib.parse import urlsplit
+
+import orjson
+
+from serving.spec import ShadowSpec
+from serving.telemetry import Telemetry
+
+logger = logging.getLogger("serving.shadow")
+
+_CONNECTIONS = 4
+_MOST_HEAD_BYTES = 65536
+_MOST_ANSWER_BYTES = 64 << 20
+_PAUSE_AFTER_FAILURE = 0.25
+
+
+class ShadowFailed(Exception):
+    """The shadow did not answer 200 with predictions."""
+
+
+class Shadow:
+    """`offer` a request that was answered; the rest happens beside the traffic."""
+
+    def __init__(self, url: str, share: float, spec: ShadowSpec, telemetry: Telemetry) -> None:
+        self._address = urlsplit(url)
+        self._share = share
+        self._spec = spec
+        self._telemetry = telemetry
+        self._queue: deque[tuple[bytes, bytes, str, float]] = deque()
+        self._workers: set[asyncio.Task[None]] = set()
+        self._allowance = spec.per_second
+        self._refilled = time.monotonic()
+
+    def chosen(self) -> bool:
+        """Whether the next request belongs to the sampled share."""
+        return self._share >= 1.0 or random.random() < self._share
+
+    def offer(self, body: bytes, answer: bytes, request_id: str, seconds: float) -> None:
+        """Queue a copy; dropped and counted when the shadow is behind or gets enough already."""
+        now = time.monotonic()
+        self._allowance += (now - self._refilled) * self._spec.per_second
+        self._allowance = min(self._allowance, max(1.0, self._spec.per_second))
+        self._refilled = now
+        if self._allowance < 1.0 or len(self._queue) >= self._spec.max_pending:
+            self._telemetry.count("shadow_dropped")
+            return
+        self._allowance -= 1.0
+        self._queue.append((body, answer, request_id, seconds))
+        if len(self._workers) < _CONNECTIONS and (not self._workers or len(self._queue) > 1):
+            worker = asyncio.get_running_loop().create_task(self._work())
+            self._workers.add(worker)
+            worker.add_done_callback(self._workers.discard)
+
+    async def close(self) -> None:
+        for worker in list(self._workers):
+            worker.cancel()
+        await asyncio.gather(*self._workers, return_exceptions=True)
+
+    async def _work(self) -> None:
+        connection: _Connection | None = None
+        try:
+            while self._queue:
+                body, answer, request_id, seconds = self._queue.popleft()
+                self._telemetry.count("shadow_sent")
+                started = time.monotonic()
+                try:
+                    async with asyncio.timeout(self._spec.timeout_seconds):
+                        if connection is None:
+                            connection = await _Connection.open(self._address)
+                        theirs = await connection.post(self._address.path + "/predict", body, request_id)
+                    self._compare(answer, theirs, time.monotonic() - started - seconds)
+                except (OSError, EOFError, ValueError, ShadowFailed, asyncio.LimitOverrunError) as error:
+                    self._telemetry.count("shadow_failed")
+                    logger.debug("the shadow failed: %s", error)
+                    if connection is not None:
+                        connection.close()
+                        connection = None
+                    await asyncio.sleep(_PAUSE_AFTER_FAILURE)
+        finally:
+            if connection is not None:
+                connection.close()
+
+    def _compare(self, ours: bytes, theirs: bytes, latency_difference: float) -> None:
+        mine = orjson.loads(ours)["predictions"]
+        answer = orjson.loads(theirs)
+        other = answer.get("predictions") if isinstance(answer, dict) else None
+        if not isinstance(other, list) or len(other) != len(mine):
+            raise ShadowFailed("not one prediction a row")
+        largest: float | None = None
+        for left, right in zip(mine, other, strict=True):
+            agrees, difference = compare(left, right, self._spec)
+            self._telemetry.count("shadow_compared")
+            if not agrees:
+                self._telemetry.count("shadow_disagreed")
+            if difference is not None:
+                largest = difference if largest is None else max(largest, difference)
+        self._telemetry.shadow_compared(largest, latency_difference)
+
+
+def compare(ours: Any, theirs: Any, spec: ShadowSpec) -> tuple[bool, float | None]:
+    """Whether two predictions agree by the model's own comparison, and their largest numeric difference."""
+    if _is_number(ours) and _is_number(theirs):
+        tolerance = spec.absolute_tolerance + spec.relative_tolerance * abs(ours)
+        difference = abs(ours - theirs)
+        return difference <= tolerance, difference
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        if ours.keys() != theirs.keys():
+            return False, None
+        return _all([compare(ours[name], theirs[name], spec) for name in ours])
+    if isinstance(ours, list) and isinstance(theirs, list):
+        if len(ours) != len(theirs):
+            return False, None
+        agrees, difference = _all([compare(a, b, spec) for a, b in zip(ours, theirs, strict=True)])
+        if spec.classes and ours and all(_is_number(value) for value in (*ours, *theirs)):
+            agrees = ours.index(max(ours)) == theirs.index(max(theirs))
+        return agrees, difference
+    return type(ours) is type(theirs) and ours == theirs, None
+
+
+def _all(pairs: list[tuple[bool, float | None]]) -> tuple[bool, float | None]:
+    differences = [difference for _, difference in pairs if difference is not None]
+    return all(agrees for agrees, _ in pairs), max(differences, default=None)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+class _Connection:
+    """As much of an HTTP/1.1 client as copies need: a general one costs five times a prediction."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._host = host.encode("idna")
+
+    @classmethod
+    async def open(cls, address: Any) -> _Connection:
+        secure = address.scheme == "https"
+        reader, writer = await asyncio.open_connection(
+            address.hostname,
+            address.port or (443 if secure else 80),
+            ssl=ssl.create_default_context() if secure else None,
+            limit=_MOST_HEAD_BYTES,
+        )
+        return cls(reader, writer, address.netloc)
+
+    async def post(self, path: str, body: bytes, request_id: str) -> bytes:
+        self._writer.write(
+            b"POST %s HTTP/1.1\r\nhost: %s\r\ncontent-type: application/json\r\nx-request-id: %s\r\n"
+            b"content-length: %d\r\n\r\n%s"
+            % (path.encode(), self._host, request_id.encode(), len(body), body)
+        )
+        await self._writer.drain()
+        head = await self._reader.readuntil(b"\r\n\r\n")
+        lines = head.split(b"\r\n")
+        length = None
+        for line in lines[1:]:
+            name, _, value = line.partition(b":")
+            if name.lower() == b"content-length":
+                length = int(value)
+        if length is None or not 0 <= length <= _MOST_ANSWER_BYTES:
+            raise ShadowFailed("no answer of a known length")
+        answer = await self._reader.readexactly(length)
+        status = lines[0].split(b" ")
+        if len(status) < 2 or status[1] != b"200":
+            raise ShadowFailed(f"answered {lines[0][:40]!r}")
+        if b"connection: close" in head.lower():
+            raise ShadowFailed("closes the connection")
+        return answer
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError, RuntimeError):
+            self._writer.close()
