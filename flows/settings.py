@@ -73,6 +73,8 @@ class Settings(BaseSettings):
     """Where users' requests enter. Empty: the local stack's."""
     artifacts_uri: str = ""
     """fsspec URI under which bundles, job chunks and reports are kept. Empty: `<state>/artifacts`."""
+    images_folder: Path | None = None
+    """Where images are built: the base of all images, and what is on it. None: `<state>/images`."""
     python: str = sys.executable
     """The interpreter that runs supervised Python programs."""
     work_pool: str = "local"
@@ -143,6 +145,10 @@ class Settings(BaseSettings):
         return self.state / "secrets" / "alerts-token"
 
     @property
+    def image_storage(self) -> Path:
+        return self.images_folder or self.state / "images"
+
+    @property
     def logs(self) -> Path:
         return self.state / "logs"
 
@@ -182,7 +188,7 @@ class Settings(BaseSettings):
             if isinstance(value, dict):
                 for part, port in value.items():
                     variables[f"{PREFIX}{name.upper()}__{part.upper()}"] = json.dumps(port)
-            else:
+            elif value is not None:
                 variables[PREFIX + name.upper()] = str(value)
         return variables
 

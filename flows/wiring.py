@@ -71,4 +71,4 @@ def platform(settings: Settings) -> Platform:
 def image_builder(settings: Settings) -> ImageBuilder:
     from flows.adapters.images import ImageBuilder
 
-    return ImageBuilder(settings.state / "images")
+    return ImageBuilder(settings.image_storage)
