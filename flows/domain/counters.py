@@ -1,26 +1,48 @@
-"""Raw counters at two times become exact counts of the window between them."""
+"""Raw counters at two times become exact counts of the window between them.
+
+No rates and no extrapolation: a counter that went down was restarted and counts from zero, one that is
+missing may come back, and a monitoring outage is only a longer window. Whatever cannot be trusted makes the
+window unobserved, with the reason; it never becomes a zero.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from flows.domain.windows import Window
+from flows.domain.windows import Counts, EvidenceInvalid, Window, unobserved
+
+GATEWAY_KINDS = frozenset({"requests", "latency"})
+"""Kinds that the gateway counts for both arms; the others are counted by the releases' own servers."""
+SKEW_SECONDS = 5.0
+"""How far in the future a scrape may seem to be before two clocks are said to differ."""
 
 
 class Series(NamedTuple):
-    """One raw counter: `label` is the class, the bound in seconds, the bin … of its `kind`."""
+    """One raw counter.
+
+    `kind` and its `label`: requests (class "2" to "5"), latency (bound in seconds, "inf" for all), served
+    (class, as the server counts), outputs (bin), invalid, compared, disagreed (no label). `pod` is who
+    reports it: a gateway instance for requests and latency, else a server.
+    """
 
     kind: str
     release: str
     label: str
     pod: str
 
+    @property
+    def process(self) -> tuple[bool, str, str]:
+        """What is restarted as one: the counters of a release in one reporting process."""
+        return self.kind in GATEWAY_KINDS, self.release, self.pod
+
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All counters of a model's releases at one time of Prometheus's clock."""
+    """All counters of a model's releases at one time of Prometheus's clock (unix seconds)."""
 
     at: float
     counters: Mapping[Series, float] = field(default_factory=dict)
@@ -33,14 +55,53 @@ class Snapshot:
 
     def after(self, earlier: Snapshot | None) -> Snapshot:
         """This snapshot, remembering what `earlier` knew of series that are missing now."""
-        raise NotImplementedError
+        if earlier is None:
+            return self
+        known = {**earlier.gone, **earlier.counters}
+        gone = {series: value for series, value in known.items() if series not in self.counters}
+        return Snapshot(self.at, self.counters, self.scraped, gone, self.problem)
+
+    def doubt(self, fresh_seconds: float) -> str:
+        """Why nothing can be concluded from this snapshot; empty when something can."""
+        if self.problem:
+            return self.problem
+        if not self.scraped:
+            return "Prometheus scrapes no gateway: is the job 'gateway' configured and are the rules loaded?"
+        for pod, at in sorted(self.scraped.items()):
+            if at <= 0:
+                return f"gateway {pod} does not answer Prometheus"
+            if at - self.at > SKEW_SECONDS:
+                return f"gateway {pod} was scraped {at - self.at:.0f} s in the future: clocks differ"
+            if self.at - at > fresh_seconds:
+                return f"gateway {pod} was last scraped {self.at - at:.0f} s ago"
+        return ""
 
     def to_json(self) -> dict[str, Any]:
-        raise NotImplementedError
+        """A JSON object; `Snapshot.from_json` gives back an equal snapshot."""
+        return {
+            "at": self.at,
+            "counters": [[*series, value] for series, value in sorted(self.counters.items())],
+            "scraped": dict(self.scraped),
+            "gone": [[*series, value] for series, value in sorted(self.gone.items())],
+            "problem": self.problem,
+        }
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Snapshot:
-        raise NotImplementedError
+        """Raises EvidenceInvalid when it was not written by `to_json`."""
+        try:
+            counters, gone = (
+                {
+                    Series(kind, release, label, pod): value
+                    for kind, release, label, pod, value in content[name]
+                }
+                for name in ("counters", "gone")
+            )
+            return cls(content["at"], counters, dict(content["scraped"]), gone, content["problem"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise EvidenceInvalid(
+                f"stored snapshot: {error!r}; it was not written by this program"
+            ) from error
 
 
 def difference(
@@ -51,9 +112,113 @@ def difference(
     weight: int,
     fresh_seconds: float = 60.0,
 ) -> Window:
-    """The window between two snapshots, observed only when every gateway was scraped freshly.
+    """The window between two snapshots, observed only when every gateway was scraped freshly at both ends.
 
-    Keep `before` when the window was not observed, so that the next one covers the gap:
-    `before = after if window.observed else before`.
+    `canary` and `stable` are release names. Keep `before` when the window was not observed, so that the next
+    one covers the gap: `before = after if window.observed else before`.
     """
-    raise NotImplementedError
+    doubt = _doubt(before, after, fresh_seconds)
+    if doubt:
+        return unobserved(before.at, after.at, weight, doubt, stable=stable is not None)
+    grown = _grown(before, after, canary)
+    bounds = _bounds(grown)
+    try:
+        return Window(
+            before.at,
+            after.at,
+            weight,
+            _counts(grown, canary, bounds, after),
+            _counts(grown, stable, bounds, after) if stable is not None else None,
+            _halves(grown, stable),
+        )
+    except EvidenceInvalid as error:
+        return unobserved(before.at, after.at, weight, str(error), stable=stable is not None)
+
+
+def _doubt(before: Snapshot, after: Snapshot, fresh_seconds: float) -> str:
+    doubt = before.doubt(fresh_seconds) or after.doubt(fresh_seconds)
+    if doubt:
+        return doubt
+    if after.at <= before.at:
+        return f"Prometheus's clock went back by {before.at - after.at:.0f} s"
+    for pod, at in sorted(after.scraped.items()):
+        if at < before.scraped.get(pod, 0):
+            return f"the scrape of gateway {pod} is older than the last one: another Prometheus answered"
+    return ""
+
+
+def _grown(before: Snapshot, after: Snapshot, canary: str) -> dict[Series, int]:
+    """How much each reported counter grew."""
+    known = {**before.gone, **before.counters}
+    gateways = {*before.scraped, *(series.pod for series in known if series.kind in GATEWAY_KINDS)}
+    servers = {series.process for series in known if series.kind not in GATEWAY_KINDS}
+    restarted = {
+        series.process for series, value in after.counters.items() if value < known.get(series, -math.inf)
+    }
+    grown = {}
+    for series, value in after.counters.items():
+        start = known.get(series)
+        if series.process in restarted:
+            start = 0.0
+        elif start is None:
+            # First seen. In a process that we knew, it was born since, at zero. In one that we did not know,
+            # its past is not ours to count: except the canary's own servers, whose whole life is this ramp.
+            born = series.pod in gateways if series.kind in GATEWAY_KINDS else series.process in servers
+            start = 0.0 if born or (series.release == canary and series.kind not in GATEWAY_KINDS) else value
+        grown[series] = round(value - start)
+    return grown
+
+
+def _bounds(grown: Mapping[Series, int]) -> list[float]:
+    """The latency bounds that every reporting gateway has for every release: only these add up."""
+    found: defaultdict[tuple[str, str], set[float]] = defaultdict(set)
+    for series in grown:
+        if series.kind == "latency":
+            found[series.release, series.pod].add(float(series.label))
+    common = set.intersection(*found.values()) if found else set()
+    return sorted(bound for bound in common if math.isfinite(bound)) if math.inf in common else []
+
+
+def _counts(grown: Mapping[Series, int], release: str, bounds: list[float], after: Snapshot) -> Counts:
+    sums: defaultdict[tuple[str, str], int] = defaultdict(int)
+    for series, amount in grown.items():
+        if series.release == release:
+            label = repr(float(series.label)) if series.kind == "latency" else series.label
+            sums[series.kind, label] += amount
+    timed = sums["latency", "inf"]
+    return Counts(
+        requests=_total(sums, "requests"),
+        errors=sums["requests", "5"],
+        timed=timed,
+        slow={bound: timed - sums["latency", repr(bound)] for bound in bounds},
+        invalid=_total(sums, "invalid"),
+        outputs={label: amount for (kind, label), amount in sorted(sums.items()) if kind == "outputs"},
+        compared=_total(sums, "compared"),
+        disagreed=_total(sums, "disagreed"),
+        reported=any(one.release == release and one.kind not in GATEWAY_KINDS for one in after.counters),
+    )
+
+
+def _halves(grown: Mapping[Series, int], stable: str | None) -> tuple[Counts, Counts] | None:
+    """The stable's servers in two groups, every other one in each."""
+    pods = sorted({series.pod for series in grown if series.release == stable and series.kind == "served"})
+    if len(pods) < 2:
+        return None
+    first, second = (
+        _served(
+            (series, grown[series]) for series in grown if series.release == stable and series.pod in group
+        )
+        for group in (pods[::2], pods[1::2])
+    )
+    return first, second
+
+
+def _served(grown: Iterable[tuple[Series, int]]) -> Counts:
+    served = [(series.label, amount) for series, amount in grown if series.kind == "served"]
+    return Counts(
+        sum(amount for _, amount in served), sum(amount for label, amount in served if label == "5")
+    )
+
+
+def _total(sums: Mapping[tuple[str, str], int], kind: str) -> int:
+    return sum(amount for (one, _), amount in sums.items() if one == kind)

@@ -1,10 +1,32 @@
-"""What a promotion can find and when, said before it starts."""
+"""What a promotion can find and when, said before it starts; and what a waiting canary still needs.
+
+Expected counts go through the judge's own arithmetic, so the plan and the judge cannot disagree.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from flows.domain.evidence import Array, ratio_logs
+from flows.domain.paths import (
+    Tally,
+    better,
+    certificate,
+    combined,
+    final_weight,
+    last_proving_step,
+    passed,
+    path,
+    rejection,
+)
 from flows.domain.policy import PromotionPolicy
+
+LONGEST = 30 * 86400.0
+"""How far the plan looks, in seconds, to say how long the deadline would have to be."""
+PLANNED_WINDOWS = 1200
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,4 +47,133 @@ class Plan:
 
 def plan(policy: PromotionPolicy, requests_per_second: float, base_error_rate: float) -> Plan:
     """Walk the ramp with expected counts. Both arguments as measured over the last hour, of all arms."""
-    raise NotImplementedError
+    rate = min(max(base_error_rate, 0.0), 0.5)
+    if requests_per_second <= 0:
+        silence = "warning: there was no traffic in the last hour; without any, the canary holds and then: "
+        return Plan(0.0, rate, None, None, (silence + _at_deadline(policy),), False)
+    find, _ = _walk(policy, requests_per_second, rate, 2.0)
+    _, certify = _walk(policy, requests_per_second, rate, 1.0)
+    deadline = policy.deadline_seconds
+    traffic = f"at the last hour's {requests_per_second:.3g} rps"
+    sentences = [_found_sentence(traffic, rate, find, deadline), _certified_sentence(certify, deadline)]
+    if certify is None or certify > deadline:
+        enough = f"; {certify / 60:.0f} min would be enough" if certify is not None else ""
+        sentences.append(
+            f"warning: this plan cannot decide within its deadline of {deadline / 60:.0f} min{enough}; "
+            f"then: {_at_deadline(policy)}"
+        )
+    return Plan(
+        requests_per_second,
+        rate,
+        find / 60 if find is not None and find <= deadline else None,
+        certify / 60 if certify is not None and certify <= deadline else None,
+        tuple(sentences),
+        certify is not None and certify <= deadline,
+    )
+
+
+def needed(policy: PromotionPolicy, counted: Tally) -> int | None:
+    """Canary requests still needed for the certificate if both arms go on as they did; None when they would
+    not be enough at any number."""
+    canary, stable = counted.canary.sum(), counted.stable.sum()
+    bad_c, bad_s = counted.canary_errors.sum(), counted.stable_errors.sum()
+    pooled = (bad_c + bad_s + 0.5) / (canary + stable + 1)
+    rate_c, rate_s = (bad_c + pooled) / (canary + 1), (bad_s + pooled) / (stable + 1)
+    part = min(max(float(counted.weight[-1]) / 100, 0.01), 0.99)
+    more = np.geomspace(1, 1e8, 120)
+    more_s = more * (1 - part) / part
+    share = counted.canary / np.maximum(counted.canary + counted.stable, 1)
+    seen = ratio_logs(
+        counted.canary_errors[:, None],
+        (counted.canary_errors + counted.stable_errors)[:, None],
+        share,
+        better(policy),
+        policy.max_ratio,
+    ).sum(axis=(-2, -1))
+    grown = ratio_logs(
+        (more * rate_c)[:, None],
+        (more * rate_c + more_s * rate_s)[:, None],
+        np.full_like(more, part),
+        better(policy),
+        policy.max_ratio,
+    )[..., 0]
+    arms = (bad_c + more * rate_c, canary + more, bad_s + more_s * rate_s, stable + more_s)
+    enough = np.flatnonzero(certificate(policy, seen[:, None] + grown, arms))
+    return int(np.ceil(more[enough[0]])) if len(enough) else None
+
+
+def _walk(
+    policy: PromotionPolicy, requests_per_second: float, rate: float, ratio: float
+) -> tuple[float | None, float | None]:
+    """Seconds until a canary with `ratio` times the errors is rejected, and until it has passed the last step
+    with a control group, by expected counts; None when not within LONGEST."""
+    horizon = policy.deadline_seconds
+    while True:
+        seconds = max(policy.window_seconds, horizon / PLANNED_WINDOWS)
+        rejected, through = _ramp(policy, requests_per_second, rate, ratio, seconds)
+        if horizon >= LONGEST or rejected is not None or through is not None:
+            return rejected, through
+        horizon = min(horizon * 8, LONGEST)
+
+
+def _ramp(
+    policy: PromotionPolicy, requests_per_second: float, rate: float, ratio: float, seconds: float
+) -> tuple[float | None, float | None]:
+    steps: Sequence[int] = [step for step in policy.steps if step < final_weight(policy)] or [50]
+    weights = np.full(PLANNED_WINDOWS, float(steps[0]))
+    for step, following in zip(steps, [*steps[1:], 0], strict=True):
+        counted = _expected(weights, seconds, requests_per_second, rate, ratio)
+        followed = path(policy, counted)
+        evidence = combined(policy, {"errors": followed.errors})
+        rejected = np.flatnonzero(evidence >= rejection(policy))
+        through = np.flatnonzero(passed(policy, counted, followed, evidence) & (weights == step))
+        if len(rejected) and (not len(through) or rejected[0] <= through[0]):
+            return float(rejected[0] + 1) * seconds, None
+        if not len(through):
+            return None, None
+        if step == last_proving_step(policy) or not following:
+            return None, float(through[0] + 1) * seconds
+        weights[through[0] + 1 :] = following
+    return None, None
+
+
+def _expected(weights: Array, seconds: float, requests_per_second: float, rate: float, ratio: float) -> Tally:
+    canary = requests_per_second * seconds * weights / 100
+    stable = requests_per_second * seconds - canary
+    none = np.zeros((len(weights), 0))
+    return Tally(
+        np.full_like(weights, seconds),
+        weights,
+        canary,
+        canary * min(rate * ratio, 1.0),
+        stable,
+        stable * rate,
+        canary,
+        stable,
+        none,
+        none,
+    )
+
+
+def _found_sentence(traffic: str, rate: float, find: float | None, deadline: float) -> str:
+    doubling = f"{traffic} a doubling of {100 * rate:.2g} % errors"
+    if rate == 0:
+        return f"{traffic} there were no errors: a canary that has some is soon found"
+    if find is None:
+        return f"{doubling} would not be found: too few errors"
+    late = "" if find <= deadline else ", after the deadline"
+    return f"{doubling} is found in about {max(find / 60, 0.1):.2g} min{late}"
+
+
+def _certified_sentence(certify: float | None, deadline: float) -> str:
+    if certify is None or certify > deadline:
+        return "a healthy canary is not certified before the deadline"
+    return f"a healthy canary is certified in about {max(certify / 60, 0.1):.2g} min"
+
+
+def _at_deadline(policy: PromotionPolicy) -> str:
+    return {
+        "rollback": "the traffic goes back",
+        "keep": "the canary keeps its weight",
+        "promote_unproven": "it is promoted unproven if it had traffic, and recorded as such",
+    }[policy.at_deadline]

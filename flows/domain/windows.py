@@ -20,6 +20,11 @@ class EvidenceInvalid(ModelServeError):
     """A count or a time that cannot be true; the message names the field. Never taken as good news."""
 
 
+def _check_count(name: str, count: object) -> None:
+    if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+        raise EvidenceInvalid(f"{name}: {count!r} is not a count")
+
+
 @dataclass(frozen=True, slots=True)
 class Counts:
     """What one release did in one window. All counts are non-negative integers."""
@@ -153,11 +158,6 @@ def unobserved(start: float, end: float, weight: int, why: str, *, stable: bool 
     return Window(
         start, max(start, end), weight, stable=Counts() if stable else None, observed=False, why=why
     )
-
-
-def _check_count(name: str, count: object) -> None:
-    if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-        raise EvidenceInvalid(f"{name}: {count!r} is not a count")
 
 
 def _add(left: Mapping[Key, int], right: Mapping[Key, int]) -> dict[Key, int]:

@@ -1,0 +1,162 @@
+"""The mathematics of the judge: e-values, which stay valid however often one looks at them.
+
+An e-value's expectation is at most 1 when the canary is no worse, so by Ville's inequality it ever exceeds
+1 / alpha with a chance of at most alpha: at any traffic, any number of looks, with changing weights and with
+gaps. Arrays end in the axes [windows, metrics]; leading axes are independent runs, for the simulations.
+Logarithms throughout: nothing overflows at 10^9 requests.
+
+Hoeffding 1963; Lindon & Malek, arXiv 2011.03567; Turner, Ly & Grünwald, arXiv 2106.02693; Wasserman,
+Ramdas & Balakrishnan, Universal inference (2020), for `shift_evidence`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special
+
+Array: TypeAlias = NDArray[np.float64]
+
+WORSE: Array = np.array([1.25, 1.5, 2, 3, 5, 10, 25, 100])
+"""Rate ratios whose evidences are averaged against a canary; the smallest leaves a zone of indifference."""
+BETTER: Array = np.array([0.25, 0.5, 0.75, 1, 1.2])
+"""Rate ratios for a canary, against the ratio that must be ruled out before it is certified."""
+LARGEST = 690.0
+"""Logarithms of evidence are cut here, where e^x still is a finite float that prints."""
+
+
+def ratio_logs(
+    bad: Array,
+    both: Array,
+    share: Array,
+    ratios: Array = WORSE,
+    tolerated: float = 1.0,
+    temper: Array | None = None,
+) -> Array:
+    """log e of each window, for each ratio (first axis), that the canary's bad requests come at `ratio` times
+    the rate of the stable's rather than at most (for ratios below it: at least) `tolerated` times.
+
+    `bad` [..., T, G] are the canary's bad requests, `both` those of both arms, `share` [..., T] the canary's
+    measured share of all requests. Given `both`, `bad` is hypergeometric when the arms are equal, so this is
+    exact for any counts. `temper` >= 1 divides a window's log e.
+    """
+    if temper is not None:
+        bad, both = bad / temper, both / temper
+    null = np.log1p(share * (tolerated - 1))[..., None]
+    return np.stack(
+        [
+            bad * math.log(ratio / tolerated) - both * (np.log1p(share * (ratio - 1))[..., None] - null)
+            for ratio in ratios
+        ]
+    )
+
+
+def mean_log(logs: Array, axis: int, weights: Array | None = None) -> Array:
+    """The logarithm of the (weighted) mean of e^logs."""
+    if weights is not None:
+        logs = logs + np.log(np.maximum(weights / weights.sum(), 1e-300))
+    top = np.max(logs, axis=axis, keepdims=True)
+    summed: Array = np.log(np.sum(np.exp(logs - top), axis=axis)) + np.squeeze(top, axis=axis)
+    return summed if weights is not None else summed - math.log(logs.shape[axis])
+
+
+def one_sample_evidence(bad: Array, total: Array, tolerated: Array | float) -> Array:
+    """log E of each window that bad requests come at more than the rate `tolerated`, one value a ratio of
+    `WORSE` (last axis, odds ratios); add over windows, then average with `mean_log`."""
+    rate = np.asarray(tolerated, dtype=np.float64)[..., None]
+    worse = rate * WORSE / (1 - rate + rate * WORSE)
+    gain: Array = bad[..., None] * np.log(worse / rate) + (total - bad)[..., None] * (
+        np.log1p(-worse) - np.log1p(-rate)
+    )
+    return gain
+
+
+def detector(gains: Array) -> Array:
+    """log of the e-detector M = e (M + 1) after every window (axis 0), for each log e of `gains`.
+
+    Its expectation after t windows is at most t, so M ever reaches T / alpha within T windows with a chance
+    of at most alpha.
+    """
+    sums = np.cumsum(gains, axis=0)
+    result: Array = sums + np.logaddexp.accumulate(gains - sums, axis=0)
+    return result
+
+
+def dispersion(bad: Array, both: Array, weight: Array) -> Array:
+    """phi >= 1 for every window [..., T, G], from the windows before it: how much more the canary's part of
+    the bad requests varies than a coin would (Pearson), at each weight around its own mean.
+
+    1 unless that is significant (3 standard deviations over at least 10 windows), so that independent
+    requests lose no evidence.
+    """
+    square, freedom, variance = np.zeros_like(both), np.zeros_like(both), np.zeros_like(both)
+    some = both > 0
+    per = np.where(some, 1 / np.maximum(both, 1), 0)
+    for step in np.unique(weight):
+        here = np.asarray(weight == step, dtype=np.float64)[..., None]
+        ratio, x, k, windows, inverse = (
+            np.cumsum(here * term, axis=-2) - here * term for term in (bad**2 * per, bad, both, some, per)
+        )
+        mean = x / np.maximum(k, 1)
+        spread = mean * (1 - mean)
+        used = (spread > 0) & (windows > 1)
+        spread = np.where(used, spread, 1)
+        square += np.where(used, (ratio - x * mean) / spread, 0)
+        freedom += np.where(used, windows - 1, 0)
+        variance += np.where(used, 2 * windows + np.maximum(1 / spread - 6, 0) * inverse, 0)
+    certain = (freedom >= 10) & (square - freedom > 3 * np.sqrt(variance))
+    phi: Array = np.where(certain, np.maximum(square / np.maximum(freedom, 1), 1), 1)
+    return phi
+
+
+def mixture(bad: Array, total: Array, rate: Array) -> Array:
+    """log of the Beta(1/2, 1/2) mixture martingale for the Bernoulli rate `rate`, after `total` requests."""
+    prior = special.betaln(0.5, 0.5)
+    log: Array = (
+        special.betaln(bad + 0.5, total - bad + 0.5)
+        - prior
+        - special.xlogy(bad, rate)
+        - special.xlog1py(total - bad, -rate)
+    )
+    return log
+
+
+def bounds(bad: Array, total: Array, miss: float) -> tuple[Array, Array]:
+    """Lower and upper bound of a Bernoulli rate that hold at all times together, but for a chance `miss`."""
+    bad, total = np.asarray(bad, dtype=np.float64), np.asarray(total, dtype=np.float64)
+    limit = math.log(1 / miss)
+    centre = np.where(total > 0, bad / np.maximum(total, 1), 0.5)
+    inside = np.stack([centre, centre])
+    outside = np.stack([np.zeros_like(centre), np.ones_like(centre)])
+    for _ in range(44):
+        middle = (inside + outside) / 2
+        covered = mixture(bad, total, middle) < limit
+        inside, outside = np.where(covered, middle, inside), np.where(covered, outside, middle)
+    return np.where(bad > 0, outside[0], 0.0), np.where(bad < total, outside[1], 1.0)
+
+
+def shift_evidence(bad_c: Array, total_c: Array, bad_s: Array, total_s: Array, tolerated: float) -> Array:
+    """log E that the canary's rate exceeds the stable's by more than `tolerated` (a difference of rates).
+
+    The least product of both arms' mixture martingales over all pairs of rates within the tolerance.
+    """
+    beyond = bad_c / np.maximum(total_c, 1) - bad_s / np.maximum(total_s, 1) > tolerated
+    evidence: Array = np.full(np.shape(bad_c), -LARGEST)
+    if not (beyond.any() and np.all(total_c) and np.all(total_s)):
+        return evidence
+    bad_c, bad_s = bad_c[beyond], bad_s[beyond]
+    # The sum of both logarithms is convex in the stable's rate, and least where the canary's is at the limit.
+    low, high = np.zeros_like(bad_s), np.full_like(bad_s, 1.0 - tolerated)
+    for _ in range(54):
+        rate = (low + high) / 2
+        canary = np.minimum(rate + tolerated, 1 - 1e-15)
+        slope = (total_c - bad_c) / (1 - canary) - bad_c / canary
+        slope += (total_s - bad_s) / (1 - rate) - bad_s / np.maximum(rate, 1e-300)
+        low, high = np.where(slope < 0, rate, low), np.where(slope < 0, high, rate)
+    evidence[beyond] = mixture(bad_c, total_c, np.minimum(low + tolerated, 1.0)) + mixture(
+        bad_s, total_s, low
+    )
+    return evidence

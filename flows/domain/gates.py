@@ -1,0 +1,249 @@
+"""What is compared, gate by gate: each turns the windows into one evidence and the counts behind it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import numpy as np
+
+from flows.domain.evidence import (
+    LARGEST,
+    Array,
+    mean_log,
+    one_sample_evidence,
+    ratio_logs,
+    shift_evidence,
+)
+from flows.domain.paths import Path, Tally, rejection
+from flows.domain.policy import PromotionPolicy
+from flows.domain.windows import Counts, Window
+
+INCIDENT_SECONDS = 60.0
+"""The stable's last minute (four windows at least) is what is compared with its past."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One gate: log E against the canary, the counts, and words for them."""
+
+    gate: str
+    log: float
+    canary_bad: int
+    canary_total: int
+    stable_bad: int
+    stable_total: int
+    what: str
+    """What the bad ones did, such as 'requests failed'."""
+    acts: bool = True
+    """False when the metric cannot be trusted to reject (its bursts differ between equal servers)."""
+
+    @property
+    def sentence(self) -> str:
+        text = f"{self.canary_bad} of {self.canary_total} {self.what} on the canary"
+        text += f" ({percent(self.canary_bad, self.canary_total)})"
+        if self.stable_total:
+            text += f", {self.stable_bad} of {self.stable_total} on the stable"
+            text += f" ({percent(self.stable_bad, self.stable_total)})"
+        return text
+
+
+def compared(
+    policy: PromotionPolicy, windows: Sequence[Window], counted: Tally, followed: Path
+) -> list[Reading]:
+    """All gates of a canary beside its stable."""
+    return [
+        _errors(policy, windows, counted, float(followed.errors[-1])),
+        _latency(counted, float(followed.latency[-1])),
+        _outputs(policy, windows),
+        _agreement(policy, windows),
+    ]
+
+
+def alone(policy: PromotionPolicy, counted: Tally, windows: Sequence[Window]) -> list[Reading]:
+    """The service-level guard of a release that has no stable to be compared with."""
+    bad, total = counted.canary_errors.sum(), counted.canary.sum()
+    log = mean_log(one_sample_evidence(bad, total, policy.slo_error_rate), axis=-1)
+    readings = [Reading("errors", float(log), int(bad), int(total), 0, 0, "requests failed")]
+    bound = slow_bound(policy, windows)
+    if bound is not None and policy.slo_latency_seconds is not None:
+        slow, timed = sum(w.canary.slow.get(bound, 0) for w in windows), sum(w.canary.timed for w in windows)
+        log = mean_log(one_sample_evidence(np.array(slow), np.array(timed), policy.slo_slow_share), axis=-1)
+        what = f"requests took over {milliseconds(bound)}"
+        readings.append(Reading("latency", float(log), slow, timed, 0, 0, what))
+    return readings
+
+
+def slow_bound(policy: PromotionPolicy, windows: Sequence[Window]) -> float | None:
+    """The histogram bound that stands for the service-level latency; None when there is none."""
+    limit = policy.slo_latency_seconds
+    found = [window.canary.slow for window in windows if window.canary.timed]
+    if limit is None or not found:
+        return None
+    return min((bound for bound in found[-1] if bound >= limit * (1 - 1e-9)), default=None)
+
+
+def broken_outputs(policy: PromotionPolicy, windows: Sequence[Window]) -> Reading | None:
+    """A NaN is a NaN, however many requests there were."""
+    invalid = sum(window.canary.invalid for window in windows)
+    if invalid == 0 or policy.invalid_outputs == "ignore":
+        return None
+    outputs = invalid + sum(sum(window.canary.outputs.values()) for window in windows)
+    stables = [window.stable for window in windows if window.stable is not None]
+    invalid_s = sum(stable.invalid for stable in stables)
+    outputs_s = invalid_s + sum(sum(stable.outputs.values()) for stable in stables)
+    return Reading("invalid", LARGEST, invalid, outputs, invalid_s, outputs_s, "outputs were NaN or invalid")
+
+
+def incident(policy: PromotionPolicy, windows: Sequence[Window]) -> str | None:
+    """Why both releases seem to fail together; None when the stable is as healthy as it was.
+
+    The stable's last minute against its own past, and against the service level when there is no past.
+    """
+    now = windows[-1].end
+    recent = [index for index, one in enumerate(windows) if one.end > now - INCIDENT_SECONDS]
+    first = min(recent[0], max(0, len(windows) - 4))
+    bad, total = _errors_of(window.stable for window in windows[first:])
+    bad_past, total_past = _errors_of(window.stable for window in windows[:first])
+    broken = mean_log(one_sample_evidence(np.array(bad), np.array(total), policy.slo_error_rate), axis=-1)
+    share = np.array([total / max(total + total_past, 1)])
+    logs = ratio_logs(np.array([[float(bad)]]), np.array([[float(bad + bad_past)]]), share)
+    risen = mean_log(logs, axis=0)[0, 0] if total_past else 0.0
+    if max(float(broken), float(risen)) < rejection(policy):
+        return None
+    before = f", {percent(bad_past, total_past)} before" if total_past else ""
+    return (
+        f"the stable fails as well ({percent(bad, total)} of its last {total} requests{before}): "
+        "an incident that both share; weights stay until it is over"
+    )
+
+
+def percent(part: float, whole: float) -> str:
+    if not whole:
+        return "0 %"
+    value = 100 * part / whole
+    return f"{value:.0f} %" if value >= 10 or value == 0 else f"{value:.2g} %"
+
+
+def milliseconds(seconds: float) -> str:
+    return f"{seconds * 1000:g} ms" if seconds < 1 else f"{seconds:g} s"
+
+
+def _errors(policy: PromotionPolicy, windows: Sequence[Window], counted: Tally, log: float) -> Reading:
+    return Reading(
+        "errors",
+        log,
+        int(counted.canary_errors.sum()),
+        int(counted.canary.sum()),
+        int(counted.stable_errors.sum()),
+        int(counted.stable.sum()),
+        "requests failed",
+        acts=_even(policy, windows),
+    )
+
+
+def _even(policy: PromotionPolicy, windows: Sequence[Window]) -> bool:
+    """The A/A check: whether the same test finds no difference between halves of the stable's servers."""
+    halves = [window.halves for window in windows if window.halves is not None]
+    if not halves:
+        return True
+    bad = np.array([[left.errors, right.errors] for left, right in halves], dtype=np.float64)
+    total = np.array([[left.requests, right.requests] for left, right in halves], dtype=np.float64)
+    both = bad.sum(axis=1, keepdims=True)
+    share = total / np.maximum(total.sum(axis=1, keepdims=True), 1)
+    logs = [ratio_logs(bad[:, [side]], both, share[:, side]).sum(axis=-2)[:, 0] for side in (0, 1)]
+    return float(mean_log(np.concatenate(logs), axis=0)) < rejection(policy)
+
+
+def _latency(counted: Tally, log: float) -> Reading:
+    slow_c, slow_s = counted.canary_slow.sum(axis=0), counted.stable_slow.sum(axis=0)
+    timed_c, timed_s = counted.canary_timed.sum(), counted.stable_timed.sum()
+    if not counted.bounds:
+        return Reading("latency", 0.0, 0, int(timed_c), 0, int(timed_s), "requests were slow")
+    share = timed_c / max(timed_c + timed_s, 1)
+    both = slow_c + slow_s
+    worst = int(np.argmax((slow_c - share * both) / np.sqrt(np.maximum(both, 1))))
+    bound_s, bound_c = counted.bounds[worst]
+    what = f"requests took over {milliseconds(bound_c)}"
+    if bound_c != bound_s:
+        what += f" ({milliseconds(bound_s)} with {bound_c / bound_s:.3g} times the patience)"
+    return Reading("latency", log, int(slow_c[worst]), int(timed_c), int(slow_s[worst]), int(timed_s), what)
+
+
+def _outputs(policy: PromotionPolicy, windows: Sequence[Window]) -> Reading:
+    """Shares of predictions, canary against stable on the same live split, within the tolerance.
+
+    Requests of different times are different requests: only windows of one weight, where both releases see
+    the same mix, are added up; the steps' evidences are averaged.
+    """
+    steps: list[tuple[float, Reading]] = []
+    for _, group in groupby(windows, key=lambda window: window.weight):
+        steps.append(_shift(list(group), policy.max_shift))
+    planned = max(len(policy.steps), len(steps))
+    logs = [log for log, _ in steps] + [0.0] * (planned - len(steps))
+    worst = max(steps, key=lambda step: step[0])[1]
+    return Reading(
+        "outputs",
+        float(mean_log(np.array(logs), axis=0)),
+        worst.canary_bad,
+        worst.canary_total,
+        worst.stable_bad,
+        worst.stable_total,
+        worst.what,
+    )
+
+
+def _shift(windows: list[Window], tolerated: float) -> tuple[float, Reading]:
+    canary = _summed([window.canary.outputs for window in windows])
+    stable = _summed([window.stable.outputs for window in windows if window.stable is not None])
+    names = sorted({*canary, *stable}, key=_edge)
+    total_c, total_s = sum(canary.values()), sum(stable.values())
+    nothing = Reading("outputs", 0.0, 0, total_c, 0, total_s, "predictions were elsewhere")
+    if len(names) < 2 or not total_c or not total_s:
+        return 0.0, nothing
+    bins_c, bins_s = (np.array([float(one.get(name, 0)) for name in names]) for one in (canary, stable))
+    labels = [f"predictions were in {name}" for name in names]
+    if all(math.isfinite(_edge(name)[0]) for name in names[:-1]):
+        # Ordered bins: also everything up to a bin, which sees a shift that is spread over many bins.
+        bins_c, bins_s = (np.concatenate([one, np.cumsum(one)[:-1]]) for one in (bins_c, bins_s))
+        labels += [f"predictions were up to {name}" for name in names[:-1]]
+    more = shift_evidence(bins_c, np.array(total_c), bins_s, np.array(total_s), tolerated)
+    fewer = shift_evidence(bins_s, np.array(total_s), bins_c, np.array(total_c), tolerated)
+    worst = int(np.argmax(np.abs(bins_c / total_c - bins_s / total_s)))
+    reading = Reading("outputs", 0.0, int(bins_c[worst]), total_c, int(bins_s[worst]), total_s, labels[worst])
+    return float(mean_log(np.concatenate([more, fewer]), axis=0)), reading
+
+
+def _agreement(policy: PromotionPolicy, windows: Sequence[Window]) -> Reading:
+    """Shadow answers of both arms' servers: whoever sends the copies counts them."""
+    arms = [arm for window in windows for arm in (window.canary, window.stable) if arm is not None]
+    bad, total = sum(arm.disagreed for arm in arms), sum(arm.compared for arm in arms)
+    log: Array | float = 0.0
+    if policy.min_agreement is not None:
+        logs = one_sample_evidence(np.array(bad), np.array(total), 1 - policy.min_agreement)
+        log = mean_log(logs, axis=-1)
+    return Reading("agreement", float(log), bad, total, 0, 0, "shadow answers disagreed")
+
+
+def _edge(name: str) -> tuple[float, str]:
+    """The upper edge of a bin of scores (`le_0.5`, `gt_0.9`); infinity for a class."""
+    kind, _, number = name.partition("_")
+    try:
+        return (float(number) if kind == "le" else math.inf, name)
+    except ValueError:
+        return (math.inf, name)
+
+
+def _errors_of(arms: Iterable[Counts | None]) -> tuple[int, int]:
+    found = [arm for arm in arms if arm is not None]
+    return sum(arm.errors for arm in found), sum(arm.requests for arm in found)
+
+
+def _summed(bins: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    sums: dict[str, int] = {}
+    for one in bins:
+        for name, count in one.items():
+            sums[name] = sums.get(name, 0) + count
+    return sums

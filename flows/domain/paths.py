@@ -1,0 +1,271 @@
+"""The judge's arithmetic over all windows of a ramp at once: evidence, certificate and progress after each.
+
+The judge looks at the last window; the report's plot and the simulations of `make bench-judge` look at every
+one. Leading axes are independent runs, so that what is simulated is what decides.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flows.domain.evidence import (
+    BETTER,
+    LARGEST,
+    Array,
+    bounds,
+    dispersion,
+    mean_log,
+    ratio_logs,
+)
+from flows.domain.policy import PromotionPolicy
+from flows.domain.windows import Counts, Window
+
+APPLIED = 0.5
+"""A step is credited only where at least this part of the set weight is seen in the requests."""
+SIGMAS = 3.0
+"""… allowing for this much chance."""
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Observed windows as arrays [..., T], and [..., T, B] for the compared latency bounds."""
+
+    seconds: Array
+    weight: Array
+    canary: Array
+    canary_errors: Array
+    stable: Array
+    stable_errors: Array
+    canary_timed: Array
+    stable_timed: Array
+    canary_slow: Array
+    stable_slow: Array
+    bounds: tuple[tuple[float, float], ...] = ()
+    """Per compared pair: the stable's bound in seconds and the canary's, longer by the slowdown."""
+
+
+def tally(windows: Sequence[Window], max_slowdown: float) -> Tally:
+    """The arrays of observed windows. The arm that is missing counts nothing."""
+    nothing = Counts()
+    canaries = [window.canary for window in windows]
+    stables = [window.stable or nothing for window in windows]
+    pairs = paired(_shared_bounds([*canaries, *stables]), max_slowdown)
+
+    def column(values: list[float]) -> Array:
+        return np.array(values, dtype=np.float64)
+
+    return Tally(
+        column([window.seconds for window in windows]),
+        column([window.weight for window in windows]),
+        column([counts.requests for counts in canaries]),
+        column([counts.errors for counts in canaries]),
+        column([counts.requests for counts in stables]),
+        column([counts.errors for counts in stables]),
+        column([counts.timed for counts in canaries]),
+        column([counts.timed for counts in stables]),
+        _slow(canaries, [pair[1] for pair in pairs]),
+        _slow(stables, [pair[0] for pair in pairs]),
+        tuple(pairs),
+    )
+
+
+def paired(bounds: Sequence[float], max_slowdown: float) -> list[tuple[float, float]]:
+    """Each bound for the stable with the smallest one that is `max_slowdown` times as long for the canary."""
+    pairs = []
+    for bound in bounds:
+        slower = [other for other in bounds if other >= bound * max_slowdown * (1 - 1e-9)]
+        if slower:
+            pairs.append((bound, slower[0]))
+    return pairs
+
+
+@dataclass(frozen=True)
+class Path:
+    """After every window: log E against the canary by gate, and how far the step is. All [..., T], but for
+    the evidences and the certificate, which are [..., 1] when only the last was asked for."""
+
+    errors: Array
+    latency: Array
+    certified: NDArray[np.bool_]
+    step_seconds: Array
+    """Observed seconds at the current weight, with the weight really applied."""
+    step_requests: Array
+    """Canary requests in these."""
+    applied: NDArray[np.bool_]
+    """Whether the share measured in this step agrees with the weight."""
+
+
+def path(policy: PromotionPolicy, counted: Tally, *, last: bool = False) -> Path:
+    """Follow a ramp; with `last`, the costly parts only for its last window."""
+    share = _share(counted.canary, counted.stable)
+    bad_c, bad_s = counted.canary_errors[..., None], counted.stable_errors[..., None]
+    errors = against(bad_c, bad_s, share, counted.weight, last=last)
+    latency = np.zeros_like(errors)
+    if counted.bounds:
+        timed = _share(counted.canary_timed, counted.stable_timed)
+        latency = against(counted.canary_slow, counted.stable_slow, timed, counted.weight, last=last)
+    applied = _plausible(counted.canary, counted.canary + counted.stable, counted.weight)
+    credited = applied & (counted.canary + counted.stable > 0)
+    canary, total, seconds, requests = (
+        _since_step(counted.weight, amounts)
+        for amounts in (
+            counted.canary,
+            counted.canary + counted.stable,
+            counted.seconds * credited,
+            counted.canary * credited,
+        )
+    )
+    return Path(
+        errors,
+        latency,
+        certified(policy, counted, last=last),
+        seconds,
+        requests,
+        _plausible(canary, total, counted.weight) & applied,
+    )
+
+
+def against(bad: Array, bad_stable: Array, share: Array, weight: Array, *, last: bool) -> Array:
+    """log E after every window (with `last` after the last one) that the canary's bad requests come more
+    often, averaged over the metrics."""
+    both = bad + bad_stable
+    phi = dispersion(bad, both, weight)
+    logs = ratio_logs(bad, both, share, temper=phi if np.any(phi > 1) else None)
+    logs = logs.sum(axis=-2, keepdims=True) if last else np.cumsum(logs, axis=-2)
+    return mean_log(mean_log(logs, axis=0), axis=-1)
+
+
+def combined(policy: PromotionPolicy, gates: dict[str, Array]) -> Array:
+    """log of the weighted mean of the gates' evidences; gates without data count as evidence 1."""
+    weights = gate_weights(policy)
+    zero = np.zeros_like(next(iter(gates.values())))
+    logs = np.stack([gates.get(name, zero) for name in weights])
+    shares = np.array(list(weights.values())).reshape(-1, *(1,) * zero.ndim)
+    return mean_log(logs, axis=0, weights=shares)
+
+
+def gate_weights(policy: PromotionPolicy) -> dict[str, float]:
+    """The gates that are on, with their weights."""
+    weights = policy.weights.model_dump()
+    if policy.min_agreement is None:
+        weights["agreement"] = 0.0
+    on = {name: weight for name, weight in weights.items() if weight > 0}
+    return on or {"errors": 1.0}
+
+
+def certificate(
+    policy: PromotionPolicy, logs: Array, arms: tuple[Array, Array, Array, Array]
+) -> NDArray[np.bool_]:
+    """Whether the canary is proven to be less than `max_ratio` times or `max_absolute` worse.
+
+    `logs` are the ratio test's, one a ratio of `better(policy)`; `arms` the canary's errors and requests and
+    the stable's, cumulated.
+    """
+    relative = mean_log(logs, axis=0) >= math.log(1 / policy.beta)
+    bad_c, total_c, bad_s, total_s = arms
+    upper = bounds(bad_c, total_c, policy.beta / 2)[1]
+    lower = bounds(bad_s, total_s, policy.beta / 2)[0]
+    return np.asarray(relative | (upper - lower < policy.max_absolute))
+
+
+def better(policy: PromotionPolicy) -> Array:
+    return BETTER[policy.max_ratio > BETTER]
+
+
+def certified(policy: PromotionPolicy, counted: Tally, *, last: bool) -> NDArray[np.bool_]:
+    share = _share(counted.canary, counted.stable)
+    logs = ratio_logs(
+        counted.canary_errors[..., None],
+        (counted.canary_errors + counted.stable_errors)[..., None],
+        share,
+        better(policy),
+        policy.max_ratio,
+    )
+    at = slice(-1, None) if last else slice(None)
+    arms = (counted.canary_errors, counted.canary, counted.stable_errors, counted.stable)
+    bad_c, total_c, bad_s, total_s = (np.cumsum(arm, axis=-1)[..., at] for arm in arms)
+    return certificate(policy, np.cumsum(logs, axis=-2)[..., at, 0], (bad_c, total_c, bad_s, total_s))
+
+
+def passed(policy: PromotionPolicy, counted: Tally, followed: Path, evidence: Array) -> NDArray[np.bool_]:
+    """Whether the step at each window's weight may be left upwards. `evidence` is log E over all gates."""
+    final = counted.weight >= final_weight(policy)
+    proof = followed.certified | (counted.weight < last_proving_step(policy))
+    return np.asarray(
+        followed.applied
+        & np.where(
+            final,
+            followed.step_requests > 0,
+            (followed.step_seconds >= policy.dwell_seconds - 1e-6)
+            & (followed.step_requests >= policy.min_requests)
+            & (evidence < suspicion(policy))
+            & proof,
+        )
+    )
+
+
+def suspicion(policy: PromotionPolicy) -> float:
+    """log E from which on the canary gets no more traffic until it is cleared: half-way to a rejection."""
+    return math.log(1 / policy.alpha) / 2
+
+
+def rejection(policy: PromotionPolicy) -> float:
+    return math.log(1 / policy.alpha)
+
+
+def final_weight(policy: PromotionPolicy) -> int:
+    """Where the ramp ends."""
+    return 100 - policy.hold_back
+
+
+def last_proving_step(policy: PromotionPolicy) -> int:
+    """The last step with a control group; to leave it, the canary must have its certificate."""
+    before = [step for step in policy.steps if step < final_weight(policy)]
+    return before[-1] if before else 0
+
+
+def cut(log: float) -> float:
+    """e^log as a finite float."""
+    return math.exp(min(max(log, -LARGEST), LARGEST))
+
+
+def _share(canary: Array, stable: Array) -> Array:
+    return canary / np.maximum(canary + stable, 1)
+
+
+def _plausible(canary: Array, total: Array, weight: Array) -> NDArray[np.bool_]:
+    part = weight / 100
+    chance = SIGMAS * np.sqrt(total * part * (1 - part))
+    return np.asarray(canary >= APPLIED * part * total - chance)
+
+
+def _since_step(weight: Array, amounts: Array) -> Array:
+    """Sums since the weight last changed."""
+    changed = np.diff(weight, axis=-1, prepend=np.nan) != 0
+    sums = np.cumsum(amounts, axis=-1)
+    since: Array = sums - np.maximum.accumulate(np.where(changed, sums - amounts, 0), axis=-1)
+    return since
+
+
+def _shared_bounds(arms: list[Counts]) -> list[float]:
+    """The bounds of every window that timed a request."""
+    keys = {tuple(counts.slow) for counts in arms if counts.timed}
+    if not keys:
+        return []
+    return sorted(set.intersection(*(set(key) for key in keys)))
+
+
+def _slow(arms: list[Counts], wanted: list[float]) -> Array:
+    layouts = {tuple(counts.slow) for counts in arms}
+    if len(layouts) == 1:
+        # As ever, unless the mesh changed its buckets or a window had no requests.
+        layout = layouts.pop()
+        table = np.array([[*counts.slow.values()] for counts in arms], dtype=np.float64)
+        return table.reshape(len(arms), len(layout))[:, [layout.index(bound) for bound in wanted]]
+    table = np.array([[counts.slow.get(bound, 0) for bound in wanted] for counts in arms], dtype=np.float64)
+    return table.reshape(len(arms), len(wanted))
