@@ -36,8 +36,9 @@ UNKNOWN = "<unknown>"
 """Key of the code that stands for every category which training never saw."""
 ANY_CARRIER = "<any>"
 """Key of a default that applies to carriers without a default of their own."""
-FARTHEST = 4.0
-"""Scaled numbers are cut to this many standard deviations: one wild reading must not decide."""
+FARTHEST = 1.5
+"""Scaled numbers are cut to this many standard deviations. What lies farther out than training has seen is
+not extrapolated: a network from the winter would otherwise call every flight of July punctual."""
 
 Row = Mapping[str, Any]
 
