@@ -1,0 +1,55 @@
+"""Runs the outside programs of the image build, and turns their failures into one line each."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from flows.domain.errors import ImageFailed
+
+NO_SPACE = "no space left on device"
+
+
+def run(
+    arguments: Sequence[str | Path],
+    *,
+    what: str,
+    timeout: float,
+    environment: Mapping[str, str] | None = None,
+) -> str:
+    """Run a program to its end and return its standard output, stripped.
+
+    `what` starts the message of the `ImageFailed` that any failure becomes; `timeout` is in seconds.
+    """
+    program = str(arguments[0])
+    try:
+        done = subprocess.run(
+            [str(argument) for argument in arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=timeout,
+            env={**os.environ, **(environment or {})},
+            check=False,
+        )
+    except FileNotFoundError as error:
+        raise ImageFailed(f"{what}: {program} is not installed; install it and try again") from error
+    except subprocess.TimeoutExpired as error:
+        raise ImageFailed(f"{what}: {program} gave no result within {timeout:.0f} s") from error
+    if done.returncode != 0:
+        raise ImageFailed(f"{what}: {_reason(program, done.stderr, done.returncode)}")
+    return done.stdout.strip()
+
+
+def _reason(program: str, output: str, code: int) -> str:
+    """The line of a program's output that says why it failed."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    for line in lines:
+        if NO_SPACE in line.lower():
+            return f"no space left on the disk of the image cache ({program}); free some and try again"
+    errors = [line for line in lines if line.lower().startswith(("error", "e:", "time=")) or "fatal" in line]
+    line = (errors or lines or [f"exit code {code} without a word"])[-1]
+    return f"{program} says: {line if len(line) <= 400 else '… ' + line[-400:]}"

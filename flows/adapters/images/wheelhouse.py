@@ -1,0 +1,142 @@
+"""Collects the model server's Python dependencies as wheels, outside the image build.
+
+The build itself then needs no network and no index settings: it installs exactly the wheels of
+`requirements.txt`, each by version and SHA-256. pip resolves markers for the interpreter that runs it,
+but the image's Python may be an older patch release (Debian's 3.11.2), so dependencies that only such an
+interpreter has (`async-timeout` of redis) are looked up in the wheels' own metadata and collected too.
+"""
+
+from __future__ import annotations
+
+import email.parser
+import hashlib
+import shutil
+import sys
+import tomllib
+import zipfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name, parse_wheel_filename
+
+from flows.adapters.images.commands import run
+from flows.domain.errors import ImageFailed
+
+PYTHON = "3.11"
+OLDEST = {"python_version": PYTHON, "python_full_version": f"{PYTHON}.0", "extra": ""}
+PIP_TIMEOUT_SECONDS = 1800.0
+
+
+def core_dependencies(project: Path) -> tuple[str, ...]:
+    """The `dependencies` of a `pyproject.toml`: what the model server needs, without any extra."""
+    content = tomllib.loads(project.read_text(encoding="utf-8"))
+    return tuple(content["project"]["dependencies"])
+
+
+def collect(
+    folder: Path,
+    requirements: Sequence[str],
+    constraints: Path,
+    *,
+    device: str,
+    torch_index: str | None = None,
+    progress: Callable[[str], None],
+) -> None:
+    """Fill `folder` with wheels, `requirements.txt` that pins each, and `pip/` with pip's own wheel.
+
+    A folder that was filled from the same input is left as it is. `torch_index` is the package index of
+    PyTorch's builds for `device`; without one, pip's own settings decide which build is taken.
+    """
+    inputs = _digest_of_inputs(requirements, constraints, device, torch_index)
+    stamp = folder / "inputs.sha256"
+    if stamp.is_file() and stamp.read_text(encoding="utf-8") == inputs:
+        return
+    progress("image: collecting the Python dependencies as wheels")
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    (partial / "pip").mkdir(parents=True)
+    if requirements:
+        pinned = partial / "constraints.txt"
+        shutil.copyfile(constraints, pinned)
+        if torch_index is not None:
+            _pip(partial, ["torch"], pinned, "--no-deps", "--index-url", torch_index)
+            _pin(pinned, partial)
+        wanted = list(requirements)
+        while wanted:
+            _pip(partial, wanted, pinned)
+            wanted = missing_for_oldest(partial)
+        _refuse_wrong_torch(partial, device)
+        _pip(partial / "pip", ["pip"], pinned, "--no-deps")
+    (partial / "requirements.txt").write_text(lock(partial), encoding="utf-8")
+    (partial / stamp.name).write_text(inputs, encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def lock(folder: Path) -> str:
+    """One line a wheel, in the form that `pip install --require-hashes` takes."""
+    lines = []
+    for wheel in sorted(folder.glob("*.whl")):
+        name, version, _, _ = parse_wheel_filename(wheel.name)
+        with wheel.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        lines.append(f"{name}=={version} --hash=sha256:{digest}\n")
+    return "".join(lines)
+
+
+def missing_for_oldest(folder: Path) -> list[str]:
+    """Requirements of the wheels in `folder` that the oldest supported interpreter has and no wheel meets."""
+    present = {parse_wheel_filename(wheel.name)[0] for wheel in folder.glob("*.whl")}
+    missing: dict[str, str] = {}
+    for wheel in sorted(folder.glob("*.whl")):
+        for text in _requires(wheel):
+            requirement = Requirement(text)
+            if requirement.marker is not None and not requirement.marker.evaluate(dict(OLDEST)):
+                continue
+            name = canonicalize_name(requirement.name)
+            if name not in present:
+                missing[name] = f"{requirement.name}{requirement.specifier}"
+    return [missing[name] for name in sorted(missing)]
+
+
+def _requires(wheel: Path) -> list[str]:
+    with zipfile.ZipFile(wheel) as archive:
+        names = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        if len(names) != 1:
+            raise ImageFailed(f"{wheel.name} is not a wheel: it has {len(names)} METADATA files")
+        text = archive.read(names[0]).decode("utf-8")
+    return [str(value) for value in email.parser.Parser().parsestr(text).get_all("Requires-Dist", [])]
+
+
+def _pip(folder: Path, requirements: Sequence[str], constraints: Path, *options: str) -> None:
+    command: list[str | Path] = [sys.executable, "-m", "pip", "wheel", "--wheel-dir", folder]
+    if sys.version_info[:2] != (3, 11):
+        # A wheel for the image's interpreter cannot be built by another one, only downloaded.
+        command = [sys.executable, "-m", "pip", "download", "--dest", folder]
+        command += ["--only-binary=:all:", "--python-version", PYTHON]
+    command += ["--quiet", "--find-links", folder, "--constraint", constraints, *options, *requirements]
+    run(command, what="collecting the Python dependencies of the image", timeout=PIP_TIMEOUT_SECONDS)
+
+
+def _pin(constraints: Path, folder: Path) -> None:
+    """Hold torch to the build that its own index gave, local version label included."""
+    (wheel,) = folder.glob("torch-*.whl")
+    version = parse_wheel_filename(wheel.name)[1]
+    lines = [line for line in constraints.read_text(encoding="utf-8").splitlines() if line[:7] != "torch=="]
+    constraints.write_text("\n".join([*lines, f"torch=={version}"]) + "\n", encoding="utf-8")
+
+
+def _refuse_wrong_torch(folder: Path, device: str) -> None:
+    for wheel in folder.glob("torch-*.whl"):
+        if device == "cuda" and parse_wheel_filename(wheel.name)[1].local == "cpu":
+            raise ImageFailed(
+                f"{wheel.name} cannot use a GPU; set the package index of PyTorch's CUDA builds and try again"
+            )
+
+
+def _digest_of_inputs(
+    requirements: Sequence[str], constraints: Path, device: str, torch_index: str | None
+) -> str:
+    text = "\n".join([*sorted(requirements), device, torch_index or "", sys.version])
+    return hashlib.sha256(text.encode() + constraints.read_bytes()).hexdigest()
