@@ -1,0 +1,155 @@
+"""The real model server under the local platform: supervised, routed, scraped, with the stack's own parts."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import redis
+import yaml
+
+from flows.adapters.local import LocalPlatform
+from flows.adapters.stack import Supervisor, up
+from flows.domain.errors import ReleaseNotReady
+from flows.domain.release import Release
+from flows.domain.routes import Routes
+from flows.domain.spec import ModelSpec, parse_spec
+from flows.settings import Settings
+from serving.bundle import seal
+
+MODEL = {
+    "name": "doubles",
+    "signature": {
+        "inputs": [{"name": "x", "type": "number"}],
+        "outputs": [{"name": "y", "type": "number"}],
+    },
+    "serving": {"runtime": {"kind": "handler"}},
+    "resources": {"start_seconds": 60, "drain_seconds": 2},
+}
+HANDLER = """
+def load(folder, device):
+    return {factor}
+
+def predict(model, rows):
+    return [{{"y": row["x"] * model}} for row in rows]
+"""
+
+
+@pytest.fixture(scope="module")
+def settings() -> Iterator[Settings]:
+    path = Path(__file__).parent.parent / "platform" / "local_stack.py"
+    found = importlib.util.spec_from_file_location("local_stack", path)
+    assert found is not None
+    assert found.loader is not None
+    local_stack: Any = importlib.util.module_from_spec(found)
+    found.loader.exec_module(local_stack)
+    with local_stack.local_settings(python=sys.executable) as settings:
+        up(settings, print, only=("postgres", "redis", "envoy", "prometheus"))
+        yield settings
+
+
+@pytest.fixture(scope="module")
+def platform(settings: Settings) -> LocalPlatform:
+    return LocalPlatform(settings, Supervisor(settings))
+
+
+def release(folder: Path, version: int, factor: int) -> Release:
+    bundle = folder / f"doubles-v{version}"
+    bundle.mkdir()
+    (bundle / "model.yaml").write_text(yaml.safe_dump(MODEL))
+    (bundle / "handler.py").write_text(textwrap.dedent(HANDLER.format(factor=factor)))
+    return Release("doubles", version, str(bundle), seal(bundle))
+
+
+def spec() -> ModelSpec:
+    return parse_spec(yaml.safe_dump(MODEL), "model.yaml")
+
+
+def eventually(check: Callable[[], Any], seconds: float = 15) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (result := check()) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert result
+    return result
+
+
+def query(settings: Settings, expression: str) -> list[dict[str, Any]]:
+    url = f"{settings.prometheus_url}/api/v1/query"
+    answer = httpx.get(url, params={"query": expression}, trust_env=False)
+    results: list[dict[str, Any]] = answer.json()["data"]["result"]
+    return results
+
+
+def test_a_release_answers_through_the_gateway_and_is_counted_on_both_sides(
+    settings: Settings, platform: LocalPlatform, tmp_path: Path
+) -> None:
+    first = release(tmp_path, 1, 2)
+    platform.start(first, spec())
+    platform.route("doubles", Routes({"doubles-v1": 100}))
+    url = f"{settings.gateway_url}/models/doubles/predict"
+    with httpx.Client(trust_env=False) as client:
+        for number in range(20):
+            headers = {"x-request-id": f"row-{number}"}
+            answer = client.post(url, json={"instances": [{"x": number}]}, headers=headers)
+            assert answer.json() == {"predictions": [number * 2]}
+            assert answer.headers["x-model-version"] == "1"
+            assert answer.headers["x-request-id"] == f"row-{number}"
+        refused = client.post(url, json={"instances": [{"x": "not a number"}]})
+        assert refused.status_code == 422
+        assert refused.headers["content-type"] == "application/problem+json"
+    served = 'modelserve_requests_total{model="doubles",version="1",code="200"}'
+    eventually(lambda: [r for r in query(settings, served) if float(r["value"][1]) >= 20])
+    routed = 'envoy_cluster_upstream_rq_xx{envoy_cluster_name="doubles-v1",envoy_response_code_class="2"}'
+    eventually(lambda: [r for r in query(settings, routed) if float(r["value"][1]) == 20])
+    refusals = 'envoy_cluster_upstream_rq_xx{envoy_cluster_name="doubles-v1",envoy_response_code_class="4"}'
+    eventually(lambda: [r for r in query(settings, refusals) if float(r["value"][1]) == 1])
+    with redis.Redis.from_url(settings.redis_url) as store:
+        eventually(lambda: store.xlen("samples:doubles") > 0)
+
+
+def test_a_bundle_with_another_digest_never_gets_ready_and_says_why(
+    platform: LocalPlatform, tmp_path: Path
+) -> None:
+    good = release(tmp_path, 2, 3)
+    forged = Release("doubles", 2, good.bundle, "0" * 64)
+    begun = time.monotonic()
+    with pytest.raises(ReleaseNotReady, match=r"doubles-v2 .*manifest") as refused:
+        platform.start(forged, spec())
+    assert "\n" not in str(refused.value)
+    assert time.monotonic() - begun < 45
+    assert "doubles-v2" not in platform.running()
+
+
+def test_a_second_release_takes_over_without_a_failed_request(
+    settings: Settings, platform: LocalPlatform, tmp_path: Path
+) -> None:
+    old = release(tmp_path, 3, 3)
+    new = release(tmp_path, 4, 4)
+    for one in (old, new):
+        platform.start(one, spec())
+    url = f"{settings.gateway_url}/models/doubles/predict"
+    answers = []
+    with httpx.Client(trust_env=False) as client:
+
+        def ask(times: int) -> list[float]:
+            return [client.post(url, json={"instances": [1]}).json()["predictions"][0] for _ in range(times)]
+
+        for weight in (0, 50, 100):
+            platform.route("doubles", Routes({"doubles-v3": 100 - weight, "doubles-v4": weight}))
+            answers.append(
+                [client.post(url, json={"instances": [1]}).json()["predictions"][0] for _ in range(20)]
+            )
+        platform.route("doubles", Routes({"doubles-v4": 100}))
+        platform.stop(old)
+        answers.append(ask(5))
+    assert answers[0] == [3.0] * 20
+    assert set(answers[1]) == {3.0, 4.0}
+    assert answers[2] == [4.0] * 20
+    assert answers[3] == [4.0] * 5
