@@ -1,0 +1,76 @@
+"""The report of a drift check: one self-contained page with a plot of every column."""
+
+from __future__ import annotations
+
+import html
+
+from flows.domain.drift_report import change_text, detectable_text, effect_text, lines, sparkline
+from flows.domain.findings import ColumnDrift, DriftResult
+
+
+def page(result: DriftResult, second_opinion: str | None = None, link: str | None = None) -> str:
+    """A self-contained page: verdict, findings, and a plot of every column against the reference."""
+    items = "".join(f"<li>{html.escape(line)}</li>" for line in lines(result))
+    items += "".join(
+        f"<li><b>{html.escape(f.kind.replace('_', ' '))}</b>: {html.escape(f.sentence)}</li>"
+        for f in result.findings
+    )
+    other = ""
+    if second_opinion:
+        there = f' <a href="{html.escape(link)}">Evidently report</a>' if link else ""
+        other = f"<p>Second opinion. {html.escape(second_opinion)}.{there}</p>"
+    plots = "".join(_plot(column) for column in result.columns)
+    title = f"{html.escape(result.release or result.model)}: {html.escape(result.outcome.value)}"
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f"<style>{STYLE}</style>"
+        f"</head><body><h1>{title}</h1><p>{html.escape(result.sentence)}</p>{other}<ul>{items}</ul>"
+        f'<p class="key"><i class="r"></i> reference <i class="s"></i> newest windows</p>'
+        f'<div class="grid">{plots}</div></body></html>\n'
+    )
+
+
+STYLE = """
+body { font: 15px/1.45 system-ui, sans-serif; max-width: 1100px; margin: 2rem auto; padding: 0 1rem;
+  color: #1c2733; background: #fff }
+h1 { font-size: 1.5rem }
+h2 { font-size: 1rem; margin: .2rem 0 }
+.grid { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(310px, 1fr)) }
+.card { border: 1px solid #d5dbe1; border-radius: 6px; padding: .7rem }
+.card.drifted { border: 2px solid #c2410c }
+small { color: #51606f }
+svg { width: 100%; height: 90px }
+.key i { display: inline-block; width: .9em; height: .9em; vertical-align: -1px }
+.r { background: #9aa7b4 }
+.s { background: #0f6fb8 }
+"""
+
+
+def _plot(column: ColumnDrift) -> str:
+    """Shares by bin, reference and seen side by side."""
+    bins = len(column.expected)
+    top = max([*column.expected, *column.seen, 1e-9])
+    width = 300 / max(bins, 1)
+    bars = "".join(
+        f'<rect x="{place * width:.1f}" y="{90 - 88 * share / top:.1f}" width="{width * 0.45:.1f}" '
+        f'height="{88 * share / top:.1f}" fill="#9aa7b4"/>'
+        f'<rect x="{(place + 0.45) * width:.1f}" y="{90 - 88 * now / top:.1f}" width="{width * 0.45:.1f}" '
+        f'height="{88 * now / top:.1f}" fill="#0f6fb8"/>'
+        for place, (share, now) in enumerate(zip(column.expected, column.seen, strict=True))
+    )
+    name = html.escape(column.column)
+    facts = [
+        "drifted" if column.drifted else "not drifted",
+        f"score {column.score:.2f}",
+        change_text(column),
+        f"{100 * column.distance:.1f} % of the rows moved",
+        f"smallest alert {detectable_text(column)}",
+        f"effect on the prediction {effect_text(column)}",
+        f"over the windows {sparkline(column.trend)}",
+    ]
+    return (
+        f'<div class="card{" drifted" if column.drifted else ""}"><h2>{name}</h2>'
+        f'<svg viewBox="0 0 300 90" preserveAspectRatio="none" role="img" '
+        f'aria-label="shares by bin of {name}">{bars}</svg>'
+        f"<small>{html.escape('; '.join(facts))}</small></div>"
+    )
