@@ -1,8 +1,8 @@
 """Who may ask, and how often.
 
 Keys stand in a file, one a line: `name:key` or `name:sha256:<hex of the key's sha256>`. It is read again
-when it changes, so that keys can be rotated without a restart. Probes and /metrics need no key: a health check
-that fails for want of a password takes a healthy server out of service.
+when it changes, so that keys can be rotated without a restart. Probes and /metrics need no key: a health
+check that fails for want of a password takes a healthy server out of service.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""The one way to Redis: short timeouts and a circuit breaker. A dead or slow Redis costs little, once.
+"""The one way to Redis: short patience and a circuit breaker. A dead or slow Redis costs little, once.
 
-Redis is never needed for a prediction. Callers get RedisAbsent at once while the circuit is open.
+Redis is never needed for a prediction. After a failure every call fails at once (RedisAbsent) while a task
+beside the traffic tries to reach Redis; no request ever pays for a connection or for a trial.
 """
 
 from __future__ import annotations
@@ -13,50 +14,20 @@ from typing import Any
 
 logger = logging.getLogger("serving.redis")
 
-_FIRST_PAUSE = 0.5
+_FIRST_PAUSE = 0.25
 _LONGEST_PAUSE = 15.0
+_CALM_SECONDS = 60.0
+_CONNECT_SECONDS = 2.0
+_CONNECTIONS = 4
+"""As many as have something to do at the same time: lookups, writes, samples, rate limits."""
 
 
 class RedisAbsent(Exception):
     """Redis does not answer, or did not lately."""
 
 
-class Breaker:
-    """Open after a failure, for a time that doubles with each further one; one trial when it has passed."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._pause = _FIRST_PAUSE
-        self._until = 0.0
-        self._trial = False
-
-    def closed(self) -> bool:
-        """Whether a call may be made. The first caller after a pause is the trial; others must not."""
-        if self._until == 0.0:
-            return True
-        if self._trial or self._clock() < self._until:
-            return False
-        self._trial = True
-        return True
-
-    def succeeded(self) -> bool:
-        """Note a success; True when it closed the circuit."""
-        was_open, self._until, self._trial, self._pause = self._until > 0.0, 0.0, False, _FIRST_PAUSE
-        return was_open
-
-    def failed(self) -> bool:
-        """Note a failure; True when it opened the circuit."""
-        opened = self._until == 0.0
-        if not opened and not self._trial:
-            return False  # a call from before the circuit opened
-        self._until = self._clock() + self._pause
-        self._pause = min(self._pause * 2, _LONGEST_PAUSE)
-        self._trial = False
-        return opened
-
-
 class RedisLink:
-    """Lazily connected client. Each use names its own patience."""
+    """Each use names its own patience. `connect` before the first one; until then Redis counts as absent."""
 
     def __init__(self, url: str) -> None:
         import redis.asyncio as redis  # 0.3 s at start that servers without Redis save
@@ -64,29 +35,64 @@ class RedisLink:
         from redis.backoff import NoBackoff
 
         self._client: Any = redis.Redis.from_url(
-            url, socket_connect_timeout=1.0, socket_timeout=5.0, retry=Retry(NoBackoff(), 0), protocol=2
+            url,
+            socket_connect_timeout=_CONNECT_SECONDS,
+            socket_timeout=5.0,
+            retry=Retry(NoBackoff(), 0),
+            protocol=2,
         )
         self._errors: tuple[type[Exception], ...] = (redis.RedisError, OSError, TimeoutError)
-        self.breaker = Breaker()
+        self._open = True
+        self._opened = 0.0
+        self._pause = _FIRST_PAUSE
+        self._search: asyncio.Task[None] | None = None
+
+    async def connect(self) -> None:
+        """Try once to reach Redis; when it is not there, go on trying in the background."""
+        if not await self._reached():
+            logger.warning("redis is not there; going on without it")
+            self._look()
 
     async def run(self, operation: Callable[[Any], Awaitable[Any]], seconds: float) -> Any:
         """`await operation(client)` within that time; RedisAbsent when it fails."""
-        if not self.breaker.closed():
+        if self._open:
             raise RedisAbsent("the circuit is open")
         try:
             async with asyncio.timeout(seconds):
-                result = await operation(self._client)
+                return await operation(self._client)
         except self._errors as error:
-            if self.breaker.failed():
+            if not self._open:
                 logger.warning("redis does not answer (%s); going on without it", type(error).__name__)
+                self._look()
             raise RedisAbsent(type(error).__name__) from error
-        except BaseException:
-            # Cancelled or a bug of ours: neither says anything about Redis, but a trial must not stay open.
-            self.breaker.failed()
-            raise
-        if self.breaker.succeeded():
-            logger.info("redis answers again")
-        return result
 
     async def close(self) -> None:
+        if self._search is not None:
+            self._search.cancel()
+            await asyncio.gather(self._search, return_exceptions=True)
         await self._client.aclose()
+
+    def _look(self) -> None:
+        """Open the circuit and look for Redis until it answers."""
+        now = time.monotonic()
+        if now - self._opened > _CALM_SECONDS:
+            self._pause = _FIRST_PAUSE
+        self._open, self._opened = True, now
+        self._search = asyncio.get_running_loop().create_task(self._until_reached())
+
+    async def _until_reached(self) -> None:
+        while True:
+            await asyncio.sleep(self._pause)
+            self._pause = min(self._pause * 2, _LONGEST_PAUSE)
+            if await self._reached():
+                logger.info("redis answers again")
+                return
+
+    async def _reached(self) -> bool:
+        try:
+            async with asyncio.timeout(_CONNECT_SECONDS):
+                await asyncio.gather(*(self._client.ping() for _ in range(_CONNECTIONS)))
+        except self._errors:
+            return False
+        self._open = False
+        return True

@@ -86,6 +86,8 @@ class Service:
             self.state, self.failure = State.FAILED, error
             raise
         self._install(loaded)
+        if self.link is not None:
+            await self.link.connect()
         # A full collection over torch's objects takes 60 ms: they are here to stay, so it never sees them.
         gc.collect()
         gc.freeze()

@@ -1,0 +1,250 @@
+"""Cache, drift samples, outcomes and rate limits against a real Redis, present, slow, and gone."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import redis
+from model_bundles import affine, people, person
+from server_runs import free_port, threaded
+
+
+@pytest.fixture
+def database(redis_server: str) -> Iterator[Any]:
+    client = redis.Redis.from_url(redis_server)
+    client.flushall()
+    yield client
+    client.close()
+
+
+def ask(client: httpx.Client, *rows: object, **headers: str) -> httpx.Response:
+    response = client.post("/predict", json={"instances": list(rows)}, headers=headers)
+    assert response.status_code == 200, response.text
+    return response
+
+
+def metric(client: httpx.Client, name: str) -> float:
+    lines = client.get("/metrics").text.splitlines()
+    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f"modelserve_{name}{{"))
+
+
+def eventually(check: Any, seconds: float = 5) -> Any:
+    until = time.monotonic() + seconds
+    while True:
+        value = check()
+        if value or time.monotonic() > until:
+            return value
+        time.sleep(0.02)
+
+
+def test_equal_rows_are_computed_once(tmp_path: Path, redis_server: str, database: Any) -> None:
+    bundle = affine(tmp_path, cache={"enabled": True})
+    with threaded(bundle, redis_url=redis_server) as server, server.client() as client:
+        first = ask(client, [1, 2, 3, 4], [5, 6, 7, 8])
+        assert "x-cache" not in first.headers
+        assert eventually(lambda: len(database.keys("predictions:*")) == 2)
+        again = ask(client, [1.0, 2.0, 3.0, 4.0], {"x": [5, 6, 7, 8]})
+        assert again.headers["x-cache"] == "hit"
+        assert again.content == first.content
+        half = ask(client, [1, 2, 3, 4], [9, 9, 9, 9], [5, 6, 7, 8], [9, 9, 9, 9])
+        assert "x-cache" not in half.headers
+        assert half.json()["predictions"] == [[3, 5, 7], [19, 19, 19], [11, 13, 15], [19, 19, 19]]
+        assert ask(client, [0.0, 2, 3, 4]).content == ask(client, [-0.0, 2, 3, 4]).content
+        assert metric(client, "cache_hits_total") >= 4
+        assert metric(client, "cache_misses_total") == 4
+        ttl = database.ttl(database.keys("predictions:*")[0])
+        assert 0 < ttl <= 300
+
+
+def test_another_release_never_answers_from_this_ones_cache(
+    tmp_path: Path, redis_server: str, database: Any
+) -> None:
+    cache = {"enabled": True}
+    first = affine(tmp_path / "a", cache=cache)
+    with threaded(first, redis_url=redis_server) as server, server.client() as client:
+        ask(client, [1, 2, 3, 4])
+        assert eventually(lambda: database.keys("predictions:*"))
+    # The same name and version with other content, as after a rebuilt database of releases.
+    other = affine(tmp_path / "b", cache=cache, limits={"max_rows": 5})
+    with threaded(other, redis_url=redis_server) as server, server.client() as client:
+        assert "x-cache" not in ask(client, [1, 2, 3, 4]).headers
+
+
+@pytest.mark.usefixtures("database")
+def test_concurrent_equal_requests_run_the_model_once(tmp_path: Path, redis_server: str) -> None:
+    bundle = people(tmp_path, cache={"enabled": True})
+    with (
+        threaded(bundle, redis_url=redis_server) as server,
+        server.client() as client,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        rows = [person("sleep 0.3")] * 8
+        responses = list(pool.map(lambda row: ask(client, row), rows))
+        assert len({response.content for response in responses}) == 1
+        assert metric(client, "batch_rows_sum") == 1
+        assert metric(client, "cache_misses_total") == 1
+
+
+@pytest.mark.usefixtures("database")
+def test_a_failing_leader_does_not_fail_its_followers_for_good(tmp_path: Path, redis_server: str) -> None:
+    bundle = people(tmp_path, cache={"enabled": True})
+    with threaded(bundle, redis_url=redis_server) as server, server.client() as client:
+
+        def leave() -> None:
+            with pytest.raises(httpx.ReadTimeout):
+                httpx.post(server.url + "/predict", json={"instances": [person("sleep 0.6")]}, timeout=0.15)
+
+        with ThreadPoolExecutor(4) as pool:
+            blocker = pool.submit(ask, client, person("sleep 0.5"))
+            time.sleep(0.1)
+            gone = pool.submit(leave)
+            time.sleep(0.05)
+            follower = pool.submit(ask, client, person("sleep 0.6"))
+            assert follower.result().status_code == 200
+            gone.result()
+            blocker.result()
+
+
+def test_a_dead_redis_costs_little_and_once(tmp_path: Path) -> None:
+    bundle = affine(tmp_path, cache={"enabled": True})
+    url = f"redis://127.0.0.1:{free_port()}/0"
+    with threaded(bundle, redis_url=url, rate_limit=1) as server, server.client() as client:
+        times = []
+        for number in range(30):
+            started = time.monotonic()
+            ask(client, [number, 0, 0, 0])
+            times.append(time.monotonic() - started)
+        assert sorted(times)[len(times) // 2] < 0.02
+        assert metric(client, "cache_errors_total") >= 1
+
+
+def test_a_silent_redis_costs_its_patience_and_once(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        bundle = affine(tmp_path, cache={"enabled": True, "timeout_seconds": 0.005})
+        with threaded(bundle, redis_url=f"redis://127.0.0.1:{port}/0") as server, server.client() as client:
+            ask(client, [0, 0, 0, 1])
+            times = []
+            for number in range(30):
+                started = time.monotonic()
+                ask(client, [number, 0, 0, 0])
+                times.append(time.monotonic() - started)
+            assert sorted(times)[len(times) // 2] < 0.02
+
+
+def test_the_circuit_closes_when_redis_comes_back(tmp_path: Path) -> None:
+    port = free_port()
+    bundle = affine(tmp_path, cache={"enabled": True, "timeout_seconds": 0.1})
+    with threaded(bundle, redis_url=f"redis://127.0.0.1:{port}/0") as server, server.client() as client:
+        ask(client, [1, 2, 3, 4])
+        process = subprocess.Popen(
+            [
+                "redis-server",
+                "--port",
+                str(port),
+                "--bind",
+                "127.0.0.1",
+                "--save",
+                "",
+                "--dir",
+                str(tmp_path),
+            ],
+            stdout=subprocess.DEVNULL,
+        )
+        try:
+            assert eventually(lambda: ask(client, [1, 2, 3, 4]).headers.get("x-cache") == "hit", 8)
+        finally:
+            process.terminate()
+            process.wait(10)
+
+
+def test_answered_rows_become_samples_and_outcomes_join_them(
+    tmp_path: Path, redis_server: str, database: Any
+) -> None:
+    bundle = people(tmp_path, cache={"enabled": True})
+    with threaded(bundle, redis_url=redis_server) as server, server.client() as client:
+        ask(client, person(), person("Bob", age=60), **{"x-request-id": "first"})
+        ask(client, person(), **{"x-request-id": "cached"})
+        answer = client.post("/feedback", json={"request_id": "first", "outcomes": [None, 1]})
+        assert answer.status_code == 202
+        entries = eventually(
+            lambda: len(database.xrange("samples:people")) == 2 and database.xrange("samples:people")
+        )
+        samples = [json.loads(fields[b"data"]) for _, fields in entries]
+        assert [sample["row"] for sample in samples] == [0, 1]
+        assert {sample["release"] for sample in samples} == {"people-v7"}
+        assert {sample["request_id"] for sample in samples} == {"first"}
+        assert samples[1]["features"] == person("Bob", age=60)
+        assert samples[1]["prediction"] == {"score": 0.4, "label": "member"}
+        assert abs(samples[0]["at"] - time.time()) < 60
+        [(_, fields)] = database.xrange("outcomes:people")
+        outcome = json.loads(fields[b"data"])
+        assert (outcome["request_id"], outcome["row"], outcome["outcome"]) == ("first", 1, 1)
+
+
+def test_samples_are_bounded_and_counted(tmp_path: Path, redis_server: str, database: Any) -> None:
+    bundle = affine(tmp_path, samples={"per_second": 10}, limits={"max_rows": 100})
+    with threaded(bundle, redis_url=redis_server) as server, server.client() as client:
+        for number in range(10):
+            ask(client, *[[number, row, 0, 0] for row in range(10)])
+        assert eventually(
+            lambda: metric(client, "samples_sent_total") + metric(client, "samples_dropped_total") == 100
+        )
+        assert 10 <= database.xlen("samples:affine") <= 30
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "where"),
+    [
+        ({"request_id": "a", "outcomes": [1]}, 503, None),
+        ({"request_id": "a"}, 422, "#"),
+        ({"request_id": 1, "outcomes": []}, 422, "#/request_id"),
+        ({"request_id": "", "outcomes": []}, 422, "#/request_id"),
+        ({"request_id": "a", "outcomes": [], "x": 1}, 422, "#"),
+    ],
+)
+def test_feedback_is_checked(
+    affine_client: httpx.Client, body: dict[str, object], status: int, where: str | None
+) -> None:
+    response = affine_client.post("/feedback", json=body)
+    assert response.status_code == status
+    if where is not None:
+        assert response.json()["errors"][0]["pointer"] == where
+
+
+@pytest.mark.usefixtures("database")
+def test_the_rate_limit_counts_each_client_over_all_replicas(tmp_path: Path, redis_server: str) -> None:
+    bundle = affine(tmp_path)
+    options = {"redis_url": redis_server, "rate_limit": 20, "forwarded_clients": True}
+    with (
+        threaded(bundle, **options) as first,
+        threaded(bundle, **options) as second,
+        first.client() as one,
+        second.client() as two,
+    ):
+        statuses = []
+        for number in range(60):
+            response = (one, two)[number % 2].post(
+                "/predict", json={"instances": [[1, 2, 3, 4]]}, headers={"x-forwarded-for": "10.0.0.1"}
+            )
+            statuses.append(response.status_code)
+        assert 20 <= statuses.count(200) <= 40
+        assert statuses.count(429) == 60 - statuses.count(200)
+        refused = one.post(
+            "/predict", json={"instances": [[1, 2, 3, 4]]}, headers={"x-forwarded-for": "10.0.0.1"}
+        )
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+        other = one.post(
+            "/predict", json={"instances": [[1, 2, 3, 4]]}, headers={"x-forwarded-for": "10.0.0.2"}
+        )
+        assert other.status_code == 200
+        assert one.get("/healthz").status_code == 200

@@ -1,0 +1,231 @@
+"""The shadow is invisible whatever it does; keys are needed where they should be."""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from model_bundles import affine, people, person
+from server_runs import ThreadedServer, free_port, threaded
+
+from serving.shadow import compare
+from serving.spec import ShadowSpec
+
+BODY = {"instances": [[1, 2, 3, 4]]}
+
+
+def metrics(client: httpx.Client, *names: str) -> list[float]:
+    lines = client.get("/metrics").text.splitlines()
+    return [
+        sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f"modelserve_{name}{{"))
+        for name in names
+    ]
+
+
+def wait_for(client: httpx.Client, name: str, value: float) -> None:
+    until = time.monotonic() + 5
+    while metrics(client, name)[0] < value:
+        assert time.monotonic() < until, f"{name} is {metrics(client, name)[0]}, expected {value}"
+        time.sleep(0.02)
+
+
+def test_a_shadow_that_agrees(affine_server: ThreadedServer, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"shadow_url": affine_server.url, "shadow_share": 1.0}
+    with threaded(affine(tmp_path), **options) as server, server.client() as client:
+        for _ in range(10):
+            assert client.post("/predict", json=BODY).status_code == 200
+        wait_for(client, "shadow_compared_total", 10)
+        assert metrics(client, "shadow_sent_total", "shadow_disagreed_total", "shadow_difference_count") == [
+            10,
+            0,
+            10,
+        ]
+
+
+def test_a_shadow_that_answers_otherwise(people_server: ThreadedServer, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"shadow_url": people_server.url, "shadow_share": 1.0}
+    bundle = people(tmp_path)
+    handler = (bundle / "handler.py").read_text().replace("/ 150", "/ 151")
+    (bundle / "handler.py").write_text(handler)
+    from serving.bundle import seal
+
+    seal(bundle)
+    with threaded(bundle, **options) as server, server.client() as client:
+        client.post("/predict", json={"instances": [person(age=30), person(age=0)]})
+        wait_for(client, "shadow_compared_total", 2)
+        assert metrics(client, "shadow_disagreed_total") == [1]
+
+
+def misbehaving(behaviour: Callable[[socket.socket], None]) -> tuple[str, Callable[[], None]]:
+    """A server that does one odd thing to each connection."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    held: list[socket.socket] = []
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            held.append(connection)
+            behaviour(connection)
+
+    thread = threading.Thread(target=serve, daemon=True)
+    thread.start()
+
+    def stop() -> None:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join(5)
+        for connection in held:
+            connection.close()
+
+    return f"http://127.0.0.1:{listener.getsockname()[1]}", stop
+
+
+def garbage(answer: bytes) -> Callable[[socket.socket], None]:
+    def behave(connection: socket.socket) -> None:
+        connection.recv(65536)
+        connection.sendall(answer)
+        connection.close()
+
+    return behave
+
+
+@pytest.mark.parametrize(
+    "behaviour",
+    [
+        pytest.param(lambda _: None, id="hangs"),
+        pytest.param(lambda connection: connection.close(), id="closes"),
+        pytest.param(garbage(b"\x00\xff nonsense\r\n\r\n"), id="not-http"),
+        pytest.param(garbage(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n{]}!!"), id="not-json"),
+        pytest.param(garbage(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n[]"), id="not-predictions"),
+        pytest.param(garbage(b"HTTP/1.1 200 OK\r\ncontent-length: -7\r\n\r\n"), id="bad-length"),
+        pytest.param(garbage(b"HTTP/1.1 500 No\r\ncontent-length: 2\r\n\r\nno"), id="fails"),
+        pytest.param(garbage(b"x" * 200_000), id="endless-head"),
+    ],
+)
+def test_a_shadow_that_misbehaves_is_never_seen(
+    tmp_path: Path, behaviour: Callable[[socket.socket], None]
+) -> None:
+    url, stop = misbehaving(behaviour)
+    bundle = affine(tmp_path, shadow={"timeout_seconds": 0.3, "max_pending": 4})
+    with threaded(bundle, shadow_url=url, shadow_share=1.0) as server, server.client() as client:
+        times = []
+        for _ in range(20):
+            started = time.monotonic()
+            assert client.post("/predict", json=BODY).json() == {"predictions": [[3, 5, 7]]}
+            times.append(time.monotonic() - started)
+        assert sorted(times)[10] < 0.05
+        wait_for(client, "shadow_failed_total", 1)
+        sent, dropped = metrics(client, "shadow_sent_total", "shadow_dropped_total")
+        assert sent >= 1
+        assert sent + dropped <= 20
+        assert dropped >= 4
+    stop()
+
+
+def test_a_shadow_that_is_not_there(tmp_path: Path) -> None:
+    url = f"http://127.0.0.1:{free_port()}"
+    with threaded(affine(tmp_path), shadow_url=url, shadow_share=1.0) as server, server.client() as client:
+        for _ in range(5):
+            assert client.post("/predict", json=BODY).status_code == 200
+        wait_for(client, "shadow_failed_total", 1)
+
+
+SPEC = ShadowSpec()
+
+
+@given(
+    st.recursive(
+        st.floats(allow_nan=False, allow_infinity=False)
+        | st.text()
+        | st.booleans()
+        | st.none()
+        | st.integers(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+        max_leaves=10,
+    )
+)
+def test_every_prediction_agrees_with_itself(value: object) -> None:
+    agrees, difference = compare(value, value, SPEC)
+    assert agrees
+    assert difference in (None, 0)
+
+
+def test_comparison_by_class_and_by_tolerance() -> None:
+    assert compare(1.0, 1.00005, SPEC)[0]
+    assert not compare(1.0, 1.1, SPEC)[0]
+    assert not compare([1.0], [1.0, 2.0], SPEC)[0]
+    assert not compare(True, 1, SPEC)[0]
+    assert not compare({"a": 1}, {"b": 1}, SPEC)[0]
+    assert not compare([0.1, 0.9], [0.3, 0.7], SPEC)[0]
+    assert compare([0.1, 0.9], [0.3, 0.7], ShadowSpec(classes=True))[0]
+    assert not compare([0.6, 0.4], [0.3, 0.7], ShadowSpec(classes=True))[0]
+
+
+@pytest.fixture(scope="module")
+def guarded(bundles: dict[str, Path], fast_path: bool, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    keys = tmp_path_factory.mktemp("keys") / "keys"
+    hidden = hashlib.sha256(b"second").hexdigest()
+    keys.write_text(f"# who may ask\nfirst-team:first\n\nsecond-team:sha256:{hidden}\n")
+    with threaded(bundles["affine"], fast_path=fast_path, api_keys_file=keys) as server:
+        yield server, keys
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 401),
+        ({"authorization": "Bearer first"}, 200),
+        ({"authorization": "bearer second"}, 200),
+        ({"x-api-key": "first"}, 200),
+        ({"authorization": "Bearer wrong"}, 401),
+        ({"authorization": "Bearer"}, 401),
+        ({"authorization": "Basic first"}, 401),
+        ({"x-api-key": ""}, 401),
+    ],
+)
+def test_keys(guarded: Any, headers: dict[str, str], status: int) -> None:
+    server, _ = guarded
+    with server.client() as client:
+        response = client.post("/predict", json=BODY, headers=headers)
+        assert response.status_code == status
+        if status == 401:
+            assert response.headers["www-authenticate"] == "Bearer"
+            assert response.headers["content-type"] == "application/problem+json"
+        infer = client.post("/v2/models/affine/infer", content=b"{}", headers=headers)
+        assert infer.status_code == (400 if status == 200 else 401)
+
+
+def test_probes_and_metrics_need_no_key(guarded: Any) -> None:
+    server, _ = guarded
+    with server.client() as client:
+        for path in ("/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"):
+            assert client.get(path).status_code == 200
+        for path in ("/docs", "/openapi.json", "/v2", "/nothing"):
+            assert client.get(path).status_code == 401
+
+
+def test_keys_are_rotated_without_a_restart(guarded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    server, path = guarded
+    before = path.read_text()
+    monkeypatch.setattr("serving.access._REREAD_SECONDS", 0.0)
+    try:
+        path.write_text("third-team:third\n")
+        with server.client() as client:
+            assert client.post("/predict", json=BODY, headers={"x-api-key": "third"}).status_code == 200
+            assert client.post("/predict", json=BODY, headers={"x-api-key": "first"}).status_code == 401
+    finally:
+        path.write_text(before)
+        time.sleep(0.01)
+        path.touch()
