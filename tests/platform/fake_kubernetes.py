@@ -421,7 +421,8 @@ def _bare(thing: Thing) -> Thing:
     bare = copy.deepcopy(thing)
     for name in ("resourceVersion", "generation"):
         bare["metadata"].pop(name, None)
-    bare.pop("status", None)
+    if bare["kind"] == "Deployment":
+        bare.pop("status", None)  # the kubelet's, made anew at each read
     return bare
 
 

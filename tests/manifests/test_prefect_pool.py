@@ -1,0 +1,109 @@
+"""The work pool: its job template gives valid, restricted jobs, and a real Prefect server takes it."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.testing.utilities import prefect_test_harness
+from prefect_aws import S3Bucket
+from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
+
+from tests.manifests.test_manifests import restricted
+from tests.manifests.validate import ROOT, problems_of
+
+FOLDER = ROOT / "k8s" / "base" / "flows" / "prefect"
+IMAGE = "registry.example/modelserve/flows@sha256:" + "e" * 64
+
+
+@pytest.fixture(scope="module")
+def prepare_pool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("prepare_pool", FOLDER / "prepare_pool.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def job(template: dict[str, Any], **variables: Any) -> dict[str, Any]:
+    """The Job that the worker would create for a flow run."""
+    configuration = asyncio.run(
+        KubernetesWorkerJobConfiguration.from_template_and_values(
+            template, {"command": "prefect flow-run execute", **variables}
+        )
+    )
+    configuration._populate_env_in_manifest()
+    configuration._populate_command_if_not_present()
+    return dict(configuration.job_manifest)
+
+
+@pytest.fixture(scope="module")
+def server() -> Any:
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+@pytest.mark.usefixtures("server")
+class TestTheWorkPool:
+    def test_a_job_is_valid_restricted_and_runs_the_workers_image(self, prepare_pool: ModuleType) -> None:
+        manifest = job(prepare_pool.job_template(IMAGE))
+        manifest["metadata"].setdefault("name", "checked")
+        manifest["metadata"].pop("generateName", None)
+        assert problems_of(manifest) == []
+        pod = manifest["spec"]["template"]["spec"]
+        assert restricted(pod) == []
+        assert pod["containers"][0]["image"] == IMAGE
+        assert pod["serviceAccountName"] == "modelserve-flows"
+        assert manifest["metadata"]["namespace"] == "modelserve-system"
+        names = {variable["name"] for variable in pod["containers"][0]["env"]}
+        assert "PREFECT_DEFAULT_RESULT_STORAGE_BLOCK" in names
+
+    def test_a_deployment_may_ask_for_more(self, prepare_pool: ModuleType) -> None:
+        manifest = job(prepare_pool.job_template(IMAGE), memory_limit="16Gi", env={"EXTRA": "1"})
+        container = manifest["spec"]["template"]["spec"]["containers"][0]
+        assert container["resources"]["limits"]["memory"] == "16Gi"
+        variables = {variable["name"]: variable.get("value") for variable in container["env"]}
+        assert variables["EXTRA"] == "1"
+        assert variables["MODELSERVE_MODE"] == "kubernetes"
+
+    def test_the_pool_and_the_blocks_are_made_twice_without_harm(self, prepare_pool: ModuleType) -> None:
+        for image in ("registry.example/old@sha256:" + "1" * 64, IMAGE):
+            prepare_pool.prepare_pool(image)
+            prepare_pool.prepare_blocks("s3://artifacts/prefect/results", "eu-central-1")
+        with get_client(sync_client=True) as client:
+            pool = client.read_work_pool("kubernetes")
+        assert pool.type == "kubernetes"
+        assert pool.base_job_template["variables"]["properties"]["image"]["default"] == IMAGE
+        bucket = S3Bucket.load("modelserve-results", _sync=True)
+        assert (bucket.bucket_name, bucket.bucket_folder) == ("artifacts", "prefect/results")
+        assert bucket.credentials.aws_access_key_id is None, "the role's own credentials are used"
+
+    def test_a_results_uri_that_is_none(self, prepare_pool: ModuleType) -> None:
+        with pytest.raises(SystemExit, match="must be s3://bucket/folder"):
+            prepare_pool.prepare_blocks("/tmp/results", None)
+
+
+def test_the_template_is_prefects_own_plus_ours() -> None:
+    """After an upgrade of prefect-kubernetes the template is made anew; this says when."""
+    import json
+
+    from prefect_kubernetes import KubernetesWorker
+
+    ours = json.loads((FOLDER / "base-job-template.json").read_text())
+    theirs = KubernetesWorker.get_default_base_job_template()
+    assert set(ours["variables"]["properties"]) == set(theirs["variables"]["properties"])
+    assert set(ours["job_configuration"]) == set(theirs["job_configuration"])
+
+
+def test_the_configmap_carries_both_files() -> None:
+    kustomization = (FOLDER.parent / "kustomization.yaml").read_text()
+    for path in FOLDER.iterdir():
+        if path.is_file():
+            assert f"prefect/{path.name}" in kustomization
+    assert Path(FOLDER / "prepare_pool.py").exists()
