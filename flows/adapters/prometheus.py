@@ -1,26 +1,148 @@
-"""Reads raw counters from Prometheus; translates, never decides."""
+"""Reads raw counters from Prometheus; translates, never decides.
+
+Everything is asked in one query at one time of Prometheus's own clock, so that both arms are of the same
+moment and nobody's clock but Prometheus's matters. Only our own series names are known here
+(monitoring/rules/traffic-*.yml makes them from the mesh's). No rates: what is between two snapshots is
+counted in flows.domain.counters.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
 
-from flows.domain.counters import Snapshot
+import httpx
+
+from flows.domain.counters import Series, Snapshot
+from flows.domain.errors import DependencyDown
+from flows.domain.release import parse_release_name, release_name
+
+KINDS: Mapping[str, tuple[str, str]] = {
+    "traffic:requests:count": ("requests", "class"),
+    "traffic:latency:bucket": ("latency", "le"),
+    "modelserve_requests_total": ("served", "code"),
+    "modelserve_outputs_total": ("outputs", "bin"),
+    "modelserve_invalid_outputs_total": ("invalid", ""),
+    "modelserve_shadow_compared_total": ("compared", ""),
+    "modelserve_shadow_disagreed_total": ("disagreed", ""),
+}
+"""Series → kind of counter, and the label that it is read by."""
+SCRAPED = "traffic:scrape:seconds"
+RECENT_STEP_SECONDS = 10
 
 
 class PrometheusCounters:
-    """Counters of releases, as one Prometheus sees them at one time."""
+    """Counters of releases, as one Prometheus sees them at one time.
 
-    def __init__(self, url: str, timeout_seconds: float = 5.0) -> None:
-        self._url = url
+    `fresh_seconds`: how old a gateway's last scrape may be for a first snapshot to be trusted.
+    """
+
+    def __init__(self, url: str, timeout_seconds: float = 5.0, fresh_seconds: float = 60.0) -> None:
+        self._url = url.rstrip("/")
         self._timeout_seconds = timeout_seconds
+        self._fresh_seconds = fresh_seconds
 
     def snapshot(self, releases: Sequence[str], earlier: Snapshot | None = None) -> Snapshot:
         """All counters of these releases (of one model) now; pass the last snapshot as `earlier`.
 
-        Raises DependencyDown when Prometheus does not answer: the time is then unobserved.
+        A snapshot that cannot be trusted carries its `problem`, and the window that ends with it is
+        unobserved. Raises DependencyDown when Prometheus does not answer, and when there is no `earlier` and
+        the counters could not be trusted as the start of a window.
         """
-        raise NotImplementedError
+        names = [parse_release_name(name) for name in releases]
+        models = {model for model, _ in names}
+        if len(models) != 1:
+            raise ValueError(f"releases of one model expected, found {sorted(releases)}")
+        versions = "|".join(str(version) for _, version in names)
+        metrics = "|".join(KINDS)
+        selector = f'{{__name__=~"{metrics}",model="{models.pop()}",version=~"{versions}"}}'
+        at, samples, warnings = self._query(f"{selector} or {SCRAPED}", "vector")
+        problem = f"Prometheus answered in part: {warnings[0]}" if warnings else ""
+        snapshot = _snapshot(at, samples, frozenset(releases), problem)
+        if earlier is None:
+            doubt = snapshot.doubt(self._fresh_seconds)
+            if doubt:
+                raise DependencyDown(f"the counters at {self._url} cannot be used yet: {doubt}")
+        return snapshot.after(earlier)
 
     def recent(self, model: str, seconds: float = 3600.0) -> tuple[float, float]:
-        """Requests per second and error rate (0 to 1) of the model over the last hour: input of `plan`."""
-        raise NotImplementedError
+        """Requests per second and error rate (0 to 1) of the model over the last hour: input of `plan`.
+
+        Both 0 when nothing was counted. Raises DependencyDown when Prometheus does not answer.
+        """
+        query = f'traffic:requests:count{{model="{model}"}}[{seconds:.0f}s:{RECENT_STEP_SECONDS}s]'
+        _, series, _ = self._query(query, "matrix")
+        total = errors = 0.0
+        times: list[float] = []
+        for one in series:
+            values = [(float(at), float(value)) for at, value in one["values"]]
+            times += [values[0][0], values[-1][0]]
+            grown = sum(b - a if b >= a else b for (_, a), (_, b) in pairwise(values))
+            total += grown
+            errors += grown if one["metric"].get("class") == "5" else 0.0
+        span = max(times) - min(times) if times else 0.0
+        if not total or not span:
+            return 0.0, 0.0
+        return total / span, errors / total
+
+    def _query(self, query: str, kind: str) -> tuple[float, list[dict[str, Any]], list[str]]:
+        """Time of evaluation, results, and warnings of a partial answer."""
+        where = f"Prometheus at {self._url}"
+        try:
+            answer = httpx.post(
+                f"{self._url}/api/v1/query",
+                data={"query": query, "timeout": f"{self._timeout_seconds:g}s"},
+                timeout=self._timeout_seconds,
+            )
+        except httpx.HTTPError as error:
+            reason = str(error) or type(error).__name__
+            raise DependencyDown(f"{where} does not answer ({reason}); start it, or check its URL") from error
+        try:
+            body = answer.json()
+            if body["status"] != "success":
+                raise DependencyDown(f"{where} refused a query: {body.get('error', answer.status_code)}")
+            if body["data"]["resultType"] != kind:
+                raise KeyError(kind)
+            results = body["data"]["result"]
+            at = float(results[0]["value"][0]) if results and kind == "vector" else 0.0
+            return at, results, list(body.get("warnings", []))
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            reason = f"HTTP {answer.status_code}, {' '.join(answer.text.split())[:80]!r}"
+            raise DependencyDown(f"{where} does not answer as Prometheus does ({reason})") from error
+
+
+def _snapshot(at: float, samples: list[dict[str, Any]], releases: frozenset[str], problem: str) -> Snapshot:
+    found: dict[tuple[Series, str], float] = {}
+    scraped: dict[str, float] = {}
+    for sample in samples:
+        labels, value = sample["metric"], float(sample["value"][1])
+        name = labels["__name__"]
+        if not math.isfinite(value) or value < 0:
+            problem = problem or f"{name} of {labels.get('version', labels.get('pod'))} is {value:g}"
+            continue
+        if name == SCRAPED:
+            # Two of the same pod are two Prometheus replicas behind one address: the later one counts.
+            scraped[labels.get("pod", "")] = max(value, scraped.get(labels.get("pod", ""), 0.0))
+            continue
+        series = _series(name, labels)
+        if series.release in releases:
+            key = (series, labels.get("route", "") + labels.get("code", ""))
+            found[key] = max(value, found.get(key, 0.0))
+    counters: defaultdict[Series, float] = defaultdict(float)
+    for (series, _), value in found.items():
+        counters[series] += value
+    return Snapshot(at, dict(counters), scraped, problem=problem)
+
+
+def _series(name: str, labels: Mapping[str, str]) -> Series:
+    kind, label = KINDS[name]
+    value = labels.get(label, "")
+    if kind == "latency":
+        value = repr(float(value))
+    elif kind == "served":
+        value = value[:1]
+    release = release_name(labels["model"], int(labels["version"]))
+    return Series(kind, release, value, labels.get("pod") or labels.get("instance", ""))
