@@ -13,7 +13,7 @@ The probability is per check. A check every day at 1 % still means an alert in a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -45,20 +45,19 @@ def check(
     since: float | None = None,
     until: float | None = None,
     window_rows: int | None = None,
-    unknown_outcomes: int = 0,
-    findings: Sequence[Finding] = (),
+    late: Callable[[], tuple[int, Sequence[Finding]]] = lambda: (0, ()),
 ) -> DriftResult:
     """Check live rows, given at once or in chunks (see `flows.domain.frames` for their columns).
 
     `since`, `until` (Unix seconds): what the rows were meant to cover; windows cut by them are not judged.
     `window_rows`: rows a window when rows have no times; default: the rows given, in `persistence` windows.
-    `unknown_outcomes`: outcomes that belong to no row. `findings`: what was met while reading.
+    `late` is called when all rows have been read: outcomes that belong to no row, and what reading met.
     Never raises for what the data holds: that is in the result.
     """
     name = model or profile.model
     if profile.model != name:
         other = f"the reference was made for model {profile.model!r}; register {name!r} again"
-        return DriftResult(name, release, Outcome.WRONG_REFERENCE, other, findings=tuple(findings))
+        return DriftResult(name, release, Outcome.WRONG_REFERENCE, other)
     if isinstance(frames, pd.DataFrame):
         if TIME not in frames and window_rows is None:
             window_rows = max(len(frames) // policy.persistence, 1)
@@ -66,7 +65,8 @@ def check(
     tally = Tally(profile, policy, window_rows)
     for frame in frames:
         tally.add(frame)
-    return conclude(tally, release, since, until, unknown_outcomes, findings)
+    unknown, findings = late()
+    return conclude(tally, release, since, until, unknown, findings)
 
 
 def conclude(

@@ -7,9 +7,11 @@ teams set most are `time_column` (when the rows say themselves when they happene
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from typing import Literal, Self
 from zoneinfo import ZoneInfo
 
+from cronsim import CronSim, CronSimError
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Consequence = Literal["record", "alert", "freeze", "retrain", "rollback"]
@@ -94,9 +96,11 @@ class DriftPolicy(BaseModel):
 
     @field_validator("schedule")
     @classmethod
-    def _schedule_has_five_fields(cls, text: str) -> str:
-        if len(text.split()) != 5:
-            raise ValueError("a cron expression of five fields, such as '0 6 * * *'")
+    def _schedule_is_cron(cls, text: str) -> str:
+        try:
+            next(CronSim(text, datetime(2000, 1, 1, tzinfo=UTC)))
+        except (CronSimError, StopIteration) as error:
+            raise ValueError("no cron expression of five fields, such as '0 6 * * *'") from error
         return text
 
     @model_validator(mode="after")

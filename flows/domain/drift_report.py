@@ -14,8 +14,15 @@ from flows.domain.performance import ASSUMPTION, Performance
 BLOCKS = "▁▂▃▄▅▆▇█"
 WORST = 12
 HEADINGS = (
-    "column", "drifted", "score", "what moved", "share moved", "windows", "effect on prediction", "smallest alert",
-)  # fmt: skip
+    "column",
+    "drifted",
+    "score",
+    "what moved",
+    "share moved",
+    "windows",
+    "effect on prediction",
+    "smallest alert",
+)
 COLOURS = {
     "stable": "green",
     "drifted": "yellow",

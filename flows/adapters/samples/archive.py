@@ -1,8 +1,8 @@
 """Moves stream entries into Parquet, each entry id exactly once, whatever crashes in between.
 
 A consumer of the group `archive` reads a batch, writes it, then acknowledges it, and only then reads the
-next. So what a crashed archiver leaves pending is exactly one batch; the next archiver takes over that batch whole.
-A part is named after its first and last entry, so a batch that was written but not acknowledged is written
+next. So what a crashed archiver leaves pending is exactly one batch, and the next one takes it over whole. A
+part is named after its first and last entry, so a batch that was written but not acknowledged is written
 again under the same name with the same content: it replaces itself.
 """
 

@@ -74,6 +74,11 @@ class SampleStore:
                         found.append(Part(str(path), day[1], (ids[0], ids[1]), (ids[2], ids[3])))
         return sorted(found, key=lambda part: (part.day, part.first, part.last))
 
+    def newest_day(self, model: str) -> str | None:
+        """The last day that has samples; None when there are none."""
+        parts = self.parts("samples", model, None, None)
+        return parts[-1].day if parts else None
+
     def read(self, part: Part) -> pa.Table:
         """One part. Raises OSError or pyarrow.ArrowException when it is damaged, DependencyDown when the
         store does not answer."""
