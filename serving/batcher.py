@@ -15,6 +15,7 @@ row or a Problem); cancel the awaiting task and rows that have not started never
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import time
@@ -251,7 +252,9 @@ class Batcher:
 
         def job() -> None:
             result = run_batch(engine, payloads, deadlines, clock)
-            loop.call_soon_threadsafe(self._finish, members, *result, waits)
+            # The loop is closed when a model outlasted the drain; nobody waits for its answer then.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(self._finish, members, *result, waits)
 
         self._thread.submit(job)
 

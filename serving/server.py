@@ -107,7 +107,11 @@ class ModelServer:
             # The loading thread cannot be interrupted, and nothing that it does must be finished.
             logger.info("stopped while starting")
             _flush_and_leave(0)
+        busy = self.service.busy()
         await self.service.stop()
+        if busy and signals:
+            # The model still runs in its thread, inside of native code that must not see the interpreter end.
+            _flush_and_leave(self._code)
         return self._code
 
     async def _start(self) -> None:

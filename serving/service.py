@@ -158,6 +158,10 @@ class Service:
         if self._model is not None:
             self._model.bundle.discard()
 
+    def busy(self) -> bool:
+        """Whether a model call is under way."""
+        return self._batcher is not None and self._batcher.running_seconds() > 0
+
     @property
     def model(self) -> LoadedModel:
         """The loaded model; Unavailable while there is none."""
