@@ -143,9 +143,7 @@ def test_a_second_release_takes_over_without_a_failed_request(
 
         for weight in (0, 50, 100):
             platform.route("doubles", Routes({"doubles-v3": 100 - weight, "doubles-v4": weight}))
-            answers.append(
-                [client.post(url, json={"instances": [1]}).json()["predictions"][0] for _ in range(20)]
-            )
+            answers.append(ask(20))
         platform.route("doubles", Routes({"doubles-v4": 100}))
         platform.stop(old)
         answers.append(ask(5))

@@ -65,8 +65,21 @@ class Supervision(Protocol):
 class LocalPlatform:
     """`Platform` on one machine; the stack must be up."""
 
-    def __init__(self, settings: Settings, supervision: Supervision, *, patience: float = 15) -> None:
-        """`patience`: seconds that the gateway may take to serve what it was given."""
+    def __init__(
+        self,
+        settings: Settings,
+        supervision: Supervision,
+        *,
+        containers: commands.Containers | None = None,
+        patience: float = 15,
+    ) -> None:
+        """`containers`: how a release's image is run; needed with another runtime than `process`.
+
+        `patience`: seconds that the gateway may take to serve what it was given.
+        """
+        if settings.runtime != "process" and containers is None:
+            raise ValueError(f"runtime {settings.runtime} needs to know how a release's image is run")
+        self._containers = containers if settings.runtime != "process" else None
         self._settings = settings
         self._supervision = supervision
         self._records = Records(settings.releases_folder, settings.ports.releases)
@@ -83,7 +96,7 @@ class LocalPlatform:
         record = self._records.claim(release, spec.resources.drain_seconds)
         variables = commands.environment(self._settings, release, spec, record)
         try:
-            command = commands.command(self._settings, release, variables, self._supervision.mark)
+            command = self._command(release, variables)
             self._supervision.define(
                 release.name,
                 command,
@@ -138,6 +151,13 @@ class LocalPlatform:
         return frozenset(record.release for record in self._records.all())
 
     # -------------------------------------------------------------------------------------------------
+
+    def _command(self, release: Release, variables: Mapping[str, str]) -> list[str]:
+        if self._containers is None:
+            return commands.process(self._settings)
+        commands.prepare_container(self._settings)
+        mark = self._supervision.mark
+        return commands.container(self._settings, release, self._containers, variables, mark)
 
     def _ports(self) -> dict[str, int]:
         return {record.release: record.port for record in self._records.all()}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
@@ -14,6 +15,11 @@ from flows.domain.manifests import server_environment
 from flows.domain.release import Release
 from flows.domain.spec import ModelSpec
 from flows.settings import LOOPBACK, Settings
+
+Containers = Callable[[Release, str], tuple[list[str], str]]
+"""For a release and a low-level runtime: the command that runs containers, and the name of the image."""
+IMAGE_USER = 65532
+"""The user of the images (`serving/Containerfile`)."""
 
 
 def environment(settings: Settings, release: Release, spec: ModelSpec, record: Record) -> dict[str, str]:
@@ -31,42 +37,59 @@ def environment(settings: Settings, release: Release, spec: ModelSpec, record: R
     }
 
 
-def command(
-    settings: Settings, release: Release, variables: Mapping[str, str], mark: Mapping[str, str]
-) -> list[str]:
-    """The program that supervisord keeps alive. `mark` makes a container's processes part of the stack.
+def process(settings: Settings) -> list[str]:
+    """The server from this very Python."""
+    return [settings.python, "-m", "serving", "serve"]
 
-    Raises ImageFailed when a container is wanted and the release has no image, DependencyDown when the
-    container runtime is not installed.
+
+def container(
+    settings: Settings,
+    release: Release,
+    containers: Containers,
+    variables: Mapping[str, str],
+    mark: Mapping[str, str],
+) -> list[str]:
+    """The server from the release's image, in the foreground, so that supervisord keeps it alive.
+
+    `mark` makes the container's processes part of the stack. Raises ImageFailed when the release has no
+    image, DependencyDown when the container runtime is not installed.
     """
-    if settings.runtime == "process":
-        return [settings.python, "-m", "serving", "serve"]
     if release.image is None:
         raise ImageFailed(
             f"{release.name} has no image, which runtime {settings.runtime} needs; "
             "promote it so that one is built, or set MODELSERVE_RUNTIME=process"
         )
-    runtime = shutil.which(settings.runtime)
-    if runtime is None:
+    if shutil.which(settings.runtime) is None:
         raise DependencyDown(
             f"{settings.runtime} is not installed; install it or set MODELSERVE_RUNTIME=process"
         )
-    given = [part for name in sorted({**variables, **mark}) for part in ("--env", name)]
-    folders = [folder for folder in _local_folders(settings) if folder.exists()]
-    mounts = [part for folder in folders for part in ("--volume", f"{folder}:{folder}")]
-    # The host's network: the gateway, Redis and PostgreSQL are on loopback. The limits and runc are what
-    # podman needs on hosts that do not let it raise them.
-    special = ["--runtime", "runc"] if settings.runtime == "podman" and shutil.which("runc") else []
-    replace = ["--replace"] if settings.runtime == "podman" else []
+    run, image = containers(release, "runc")
+    name = container_name(settings, release.name)
+    jobs = _jobs_folder(settings)
+    rootless = ["--userns", f"keep-id:uid={IMAGE_USER},gid={IMAGE_USER}"] if os.geteuid() else []
     return [
-        *(runtime, *special, "run", "--rm", *replace),
-        *("--name", container_name(settings, release.name), "--network", "host"),
+        *run,
+        "--rm",
+        *(["--replace", *rootless] if settings.runtime == "podman" else []),
+        # The host's network: gateway, Redis and PostgreSQL are on loopback. The limits are what podman
+        # needs on hosts that do not let it raise them.
+        *("--name", name, "--network", "host", "--read-only", "--tmpfs", "/tmp"),
         *("--ulimit", "nofile=1024:1024", "--ulimit", "nproc=4096:4096"),
-        *("--label", f"modelserve.state={settings.state}"),
-        *given,
-        *mounts,
-        release.image,
+        *("--cap-drop", "all", "--security-opt", "no-new-privileges"),
+        # By name only: the values, some of them secret, stay out of the process list.
+        *(part for variable in sorted({**variables, **mark}) for part in ("--env", variable)),
+        *(("--volume", f"{jobs}:{jobs}") if jobs is not None else ()),
+        image,
     ]
+
+
+def prepare_container(settings: Settings) -> None:
+    """Make the folder for the chunks of jobs, which the image's user writes to."""
+    jobs = _jobs_folder(settings)
+    if jobs is not None:
+        jobs.mkdir(parents=True, exist_ok=True)
+        if os.geteuid() == 0:
+            os.chown(jobs, IMAGE_USER, IMAGE_USER)
 
 
 def container_name(settings: Settings, release: str) -> str:
@@ -74,10 +97,10 @@ def container_name(settings: Settings, release: str) -> str:
     return f"modelserve-{hashlib.sha256(str(settings.state).encode()).hexdigest()[:8]}-{release}"
 
 
-def _local_folders(settings: Settings) -> list[Path]:
-    """Folders of this machine that a server writes to: the chunks of its jobs."""
+def _jobs_folder(settings: Settings) -> Path | None:
+    """The folder of this machine that servers write to; None when artifacts are kept elsewhere."""
     parts = urlsplit(settings.artifacts_uri)
-    return [Path(parts.path) / "jobs"] if parts.scheme in ("", "file") else []
+    return Path(parts.path) / "jobs" if parts.scheme in ("", "file") else None
 
 
 def _with_password(url: str) -> str:
