@@ -150,12 +150,9 @@ def _samples(model: handler.Model, rows: learning.Rows, late: learning.Floats) -
 
 
 def _training_frame(window: pa.Table, scores: learning.Floats) -> pa.Table:
-    """The columns that the drift check expects: inputs, `prediction.<output>`, `@outcome`, `@time`."""
-    columns = {name: window[name] for name in data.INPUTS}
-    columns[f"prediction.{handler.OUTPUT}"] = pa.array(scores)
-    columns["@outcome"] = window["outcome"]
-    columns["@time"] = window["scheduled"].cast(pa.float64())
-    return pa.table(columns)
+    """Inputs, answer and outcome of each row: what the reference of drift checks is made of."""
+    frame = window.select([*data.INPUTS, "outcome"])
+    return frame.append_column(handler.OUTPUT, pa.array(scores))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
