@@ -76,7 +76,7 @@ class ImageBuilder:
         self._chosen = engine
 
     def prepare(self, *, device: Device = "cpu", refresh: bool = False, progress: Progress = silent) -> str:
-        """Make everything but the model; return that image as `repository/runtime@sha256:…`.
+        """Make everything but the model; return it as the scanner takes it, for a first scan of its layers.
 
         Quick when nothing changed. `refresh` takes a new operating system base, with its newest packages.
         """
@@ -94,7 +94,7 @@ class ImageBuilder:
             self._engine.prune()
             oci.sweep(self._layout)
             progress(f"image: everything but the model is ready ({time.monotonic() - started:.0f} s)")
-            return f"{self._recipe.repository}/runtime@{digest}"
+            return f"{self._layout}@{digest}"
 
     def build(
         self, release: Release, bundle: Path, *, device: Device = "cpu", progress: Progress = silent
@@ -120,13 +120,13 @@ class ImageBuilder:
                 self._engine.build(self._recipe.containerfile, "release", arguments, context, tag)
             return f"{tag.rpartition(':')[0]}@{self._copy(tag, release.name)}"
 
-    def layout(self, reference: str) -> str:
-        """The image as the scanner takes it: `FOLDER@sha256:…`; `reference` is what `build` returned."""
-        return f"{self._layout}@{reference.rpartition('@')[2]}"
+    def layout(self, release: Release) -> str:
+        """The release's image as the scanner takes it: `FOLDER@sha256:…`."""
+        return f"{self._layout}@{self._digest(release)}"
 
-    def layer_bytes(self, reference: str) -> list[int]:
+    def layer_bytes(self, release: Release) -> list[int]:
         """The sizes of the image's layers in bytes, lowest first; the last one is the model."""
-        return oci.layer_bytes(self._layout, reference.rpartition("@")[2])
+        return oci.layer_bytes(self._layout, self._digest(release))
 
     def container(self, release: Release, runtime: str = "runc") -> tuple[list[str], str]:
         """The command that runs containers, to be followed by its options, and the image's name for it.
@@ -135,16 +135,17 @@ class ImageBuilder:
         """
         tag = self.tag(release)
         if not self._engine.exists(tag):
-            raise ImageFailed(f"{release.name} has no image here; promote it again to build one")
+            raise _absent(release)
         return self._engine.container(tag, runtime)
 
     def push(self, release: Release, repository: str) -> str:
         """Copy the release's image to a registry; return `repository@sha256:…` as the registry has it."""
         with self._turn(), tempfile.TemporaryDirectory(dir=self._cache) as folder:
             digest = Path(folder) / "digest"
+            source = f"oci:{self._layout}:{release.name}"
+            target = f"docker://{repository}:{release.name}"
             run(
-                ["skopeo", "copy", "--quiet", "--digestfile", digest]
-                + [f"oci:{self._layout}:{release.name}", f"docker://{repository}:{release.name}"],
+                ["skopeo", "copy", "--quiet", "--digestfile", digest, source, target],
                 what=f"pushing {release.name} to {repository}",
                 timeout=BASE_TIMEOUT_SECONDS,
             )
@@ -159,6 +160,12 @@ class ImageBuilder:
 
     def tag(self, release: Release) -> str:
         return f"{self._recipe.repository}/{release.model}:{release.name}"
+
+    def _digest(self, release: Release) -> str:
+        digest = oci.digest_of(self._layout, release.name)
+        if digest is None:
+            raise _absent(release)
+        return digest
 
     @property
     def _layout(self) -> Path:
@@ -270,6 +277,10 @@ class ImageBuilder:
         partial = path.with_name(path.name + ".partial")
         partial.write_text(json.dumps(content), encoding="utf-8")
         partial.replace(path)
+
+
+def _absent(release: Release) -> ImageFailed:
+    return ImageFailed(f"{release.name} has no image here; promote it again to build one")
 
 
 def _link(source: str, target: str) -> None:

@@ -57,7 +57,7 @@ def stage_bundle(release: Release, bundle: Path, target: Path) -> None:
             raise ArtifactCorrupt(f"{release.name}: cannot read {source}: {error.strerror}") from error
         if found != digest:
             raise ArtifactCorrupt(
-                f"{release.name}: {source} differs from the registered file (sha256 {found}, expected {digest})"
+                f"{release.name}: {source} is not the registered file (sha256 {found}, expected {digest})"
             )
         try:
             os.link(source.resolve(), destination)

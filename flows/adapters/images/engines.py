@@ -19,6 +19,7 @@ from flows.domain.errors import ImageFailed
 BUILD_TIMEOUT_SECONDS = 1800.0
 COPY_TIMEOUT_SECONDS = 900.0
 QUICK_TIMEOUT_SECONDS = 60.0
+COPY_TO_LAYOUT = ("skopeo", "copy", "--quiet", "--dest-oci-accept-uncompressed-layers")
 
 
 class Engine(Protocol):
@@ -91,8 +92,7 @@ class Buildah:
         # Uncompressed layers keep the digests that the storage has for them: nothing is compressed, and
         # what lies in the layout is not even read again.
         self._do(
-            ["skopeo", "copy", "--quiet", "--dest-oci-accept-uncompressed-layers"]
-            + [f"containers-storage:{tag}", f"oci:{layout}:{name}"],
+            [*COPY_TO_LAYOUT, f"containers-storage:{tag}", f"oci:{layout}:{name}"],
             f"copying {tag} for the scanner",
             COPY_TIMEOUT_SECONDS,
         )
@@ -176,8 +176,7 @@ class Docker:
 
     def copy(self, tag: str, layout: Path, name: str) -> None:
         self._do(
-            ["skopeo", "copy", "--quiet", "--dest-oci-accept-uncompressed-layers"]
-            + [f"docker-daemon:{tag}", f"oci:{layout}:{name}"],
+            [*COPY_TO_LAYOUT, f"docker-daemon:{tag}", f"oci:{layout}:{name}"],
             f"copying {tag} for the scanner",
             COPY_TIMEOUT_SECONDS,
         )
@@ -211,6 +210,7 @@ def find_engine(cache: Path) -> Engine:
     except ImageFailed as error:
         host = os.environ.get("DOCKER_HOST", "its default socket")
         raise ImageFailed(
-            f"docker is installed, but no Docker engine answers on {host}; start it, or install buildah and skopeo"
+            f"docker is installed, but no Docker engine answers on {host}; "
+            "start it, or install buildah and skopeo"
         ) from error
     return Docker()

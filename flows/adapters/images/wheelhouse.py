@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import email.parser
 import hashlib
+import re
 import shutil
 import sys
 import tomllib
@@ -25,6 +26,8 @@ from flows.domain.errors import ImageFailed
 
 PYTHON = "3.11"
 OLDEST = {"python_version": PYTHON, "python_full_version": f"{PYTHON}.0", "extra": ""}
+METADATA = re.compile(r"[^/]+\.dist-info/METADATA")
+"""The wheel's own; a package may carry others' deeper inside."""
 PIP_TIMEOUT_SECONDS = 1800.0
 
 
@@ -102,7 +105,7 @@ def missing_for_oldest(folder: Path) -> list[str]:
 
 def _requires(wheel: Path) -> list[str]:
     with zipfile.ZipFile(wheel) as archive:
-        names = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        names = [name for name in archive.namelist() if METADATA.fullmatch(name)]
         if len(names) != 1:
             raise ImageFailed(f"{wheel.name} is not a wheel: it has {len(names)} METADATA files")
         text = archive.read(names[0]).decode("utf-8")
