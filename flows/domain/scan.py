@@ -58,6 +58,8 @@ class ScanReport:
     scanned_at: datetime
     findings: tuple[Finding, ...]
     ran: tuple[Kind, ...]
+    policy: ScanPolicy
+    """The model's policy, which `decision` applies."""
     not_run: Mapping[Kind, str] = field(default_factory=dict)
     """Scanners without a result, each with the reason."""
     system: str = ""
@@ -68,8 +70,6 @@ class ScanReport:
     """Path of the CycloneDX bill of materials."""
     packages: int = 0
     """Components in the bill of materials."""
-    policy: ScanPolicy = ScanPolicy()
-    """The model's policy, which `decide` applies."""
 
     @property
     def decision(self) -> ScanDecision:
