@@ -100,14 +100,19 @@ class _Decoder:
         instances = Annotated[
             list[element], msgspec.Meta(min_length=1, max_length=model.serving.limits.max_rows)
         ]
-        request = msgspec.defstruct("Request", [("instances", instances)], forbid_unknown_fields=True)
-        self._decode = msgspec.json.Decoder(request).decode
+        self._request: Any = msgspec.defstruct(
+            "Request", [("instances", instances)], forbid_unknown_fields=True
+        )
+        self._decode = msgspec.json.Decoder(self._request).decode
+        self._integers = {column.name for column in inputs if column.type == "integer"}
 
     def rows(self, body: bytes) -> list[Any]:
         """The instances: row structs, or bare values of the only input."""
         try:
             return self._decode(body).instances  # type: ignore[no-any-return, attr-defined]
         except msgspec.ValidationError as error:
+            if self._integers and "Expected `int" in str(error) and "got `float`" in str(error):
+                return self._with_whole_numbers(body)
             raise invalid(error) from None
         except msgspec.DecodeError as error:
             raise BadRequest(f"the body is not JSON: {error}") from None
@@ -115,6 +120,23 @@ class _Decoder:
             raise BadRequest(f"the body is not UTF-8: {error.reason} at byte {error.start}") from None
         except RecursionError:
             raise BadRequest("the body is nested too deeply") from None
+
+    def _with_whole_numbers(self, body: bytes) -> list[Any]:
+        """A second, slower look for clients whose JSON writes the integer 26 as 26.0, as it may."""
+        content = msgspec.json.decode(body)
+        if not isinstance(content, dict) or not isinstance(content.get("instances"), list):
+            raise Invalid("Expected an object with the array instances", pointer="#")
+        for row in content["instances"]:
+            if isinstance(row, dict):
+                for name in self._integers & row.keys():
+                    row[name] = _whole(row[name])
+        if self.single and self._integers:
+            instances = content["instances"]
+            content["instances"] = [row if isinstance(row, dict) else _whole(row) for row in instances]
+        try:
+            return msgspec.convert(content, self._request).instances  # type: ignore[no-any-return]
+        except msgspec.ValidationError as error:
+            raise invalid(error) from None
 
     def values(self, body: bytes) -> list[Any]:
         """As `rows`, for a signature with one input: always bare values."""
@@ -314,6 +336,14 @@ def invalid(error: msgspec.ValidationError, root: str = "#") -> Invalid:
         for index, name in _STEP.findall(found.group(1)):
             pointer += "/" + (index or name.replace("~", "~0").replace("/", "~1"))
     return Invalid(message.replace("`", ""), pointer=pointer)
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, list):
+        return [_whole(item) for item in value]
+    return value
 
 
 def _is_array(value: object) -> bool:

@@ -27,7 +27,7 @@ class Affine(torch.nn.Module):
 
 
 AFFINE_SIGNATURE = {
-    "inputs": [{"name": "x", "type": "number", "shape": [WIDTH]}],
+    "inputs": [{"name": "x", "type": "number", "shape": [WIDTH], "minimum": -1e30, "maximum": 1e30}],
     "outputs": [{"name": "scores", "type": "number", "shape": [3]}],
 }
 

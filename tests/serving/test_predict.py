@@ -62,6 +62,11 @@ def test_a_nullable_input_may_be_null_or_left_out(people_client: httpx.Client) -
     assert response.status_code == 200
 
 
+def test_a_whole_number_may_be_written_as_a_float(people_client: httpx.Client) -> None:
+    response = people_client.post("/predict", json={"instances": [person(age=30.0), person(age=75)]})
+    assert [row["score"] for row in response.json()["predictions"]] == [0.2, 0.5]
+
+
 def test_more_rows_than_a_batch_come_back_in_order(affine_client: httpx.Client) -> None:
     rows = [[i, i + 1, i + 2, 0] for i in range(100)]
     response = affine_client.post("/predict", json={"instances": rows})
@@ -148,7 +153,7 @@ def test_json_broken_at_any_byte_is_the_clients_mistake(affine_client: httpx.Cli
 
 
 def test_deep_nesting_is_the_clients_mistake(affine_client: httpx.Client) -> None:
-    for body in (b"[" * 100_000, b'{"instances":' + b"[" * 50_000):
+    for body in (b"[" * 100_000, b'{"instances":' + b"[" * 50_000, b"1.5", b'{"instances":1.5}', b"[1.5]"):
         response = affine_client.post("/predict", content=body, headers={"content-type": "application/json"})
         assert response.status_code in (400, 422)
 

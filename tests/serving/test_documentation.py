@@ -1,0 +1,83 @@
+"""/openapi.json says what the server does: schemathesis holds it to that, with the fast path on and off."""
+
+from __future__ import annotations
+
+import httpx
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis.checks import not_a_server_error
+from server_runs import ThreadedServer
+
+from serving.edge import route_label
+
+POSITIVE = schemathesis.GenerationMode.POSITIVE
+
+
+def test_examples_come_from_the_models_own_signature_and_work(
+    affine_client: httpx.Client, people_client: httpx.Client
+) -> None:
+    for client in (affine_client, people_client):
+        document = client.get("/openapi.json").json()
+        predict = document["paths"]["/predict"]["post"]
+        example = predict["requestBody"]["content"]["application/json"]["example"]
+        assert client.post("/predict", json=example).status_code == 200
+        docs = client.get("/docs")
+        assert docs.status_code == 200
+        assert "openapi.json" in docs.text
+    item = document["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    row = item["properties"]["instances"]["items"]
+    assert row["properties"]["age"] == {"type": "integer", "minimum": 0, "maximum": 150}
+    assert set(row["required"]) == {"age", "name", "member"}
+
+
+def test_schemathesis_finds_no_fault(affine_server: ThreadedServer, people_server: ThreadedServer) -> None:
+    for server in (affine_server, people_server):
+        statuses = hold_to_its_schema(server)
+        assert sum(statuses.values()) > 60
+        assert {200, 422} <= set(statuses)
+
+
+def hold_to_its_schema(server: ThreadedServer) -> dict[int, int]:
+    """Requests that keep the schema and requests that break it; how often each status was answered."""
+    schema = schemathesis.openapi.from_url(server.url + "/openapi.json")
+    statuses: dict[int, int] = {}
+    for result in schema.get_all_operations():
+        operation = result.ok()
+        # A probe has no inputs, so nothing of it can be broken.
+        modes = list(schemathesis.GenerationMode) if operation.method == "post" else [POSITIVE]
+        for mode in modes:
+            strategy = operation.as_strategy(generation_mode=mode)
+
+            @settings(max_examples=15, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+            @given(case=strategy)
+            def hold(case: schemathesis.Case) -> None:
+                response = case.call(base_url=server.url)
+                statuses[response.status_code] = statuses.get(response.status_code, 0) + 1
+                # Documented and right: outcomes cannot be kept without Redis, and a client that wants its
+                # answer within a microsecond does not get it.
+                without_redis = case.path == "/feedback" and response.status_code == 503
+                hurried = "X-Request-Timeout" in (case.headers or {}) and response.status_code in (503, 504)
+                excluded = [not_a_server_error] if without_redis or hurried else []
+                case.validate_response(response, excluded_checks=excluded)
+
+            hold()
+    return statuses
+
+
+def test_route_labels_are_few() -> None:
+    paths = [
+        "/predict",
+        "/v2/models/a/infer",
+        "/v2/models/a/versions/1/infer",
+        "/v2/x/y",
+        "/batch-predict/1",
+        "/zz",
+    ]
+    assert [route_label(path) for path in paths] == [
+        "/predict",
+        "/v2/infer",
+        "/v2/infer",
+        "/v2",
+        "/batch-predict/{id}",
+        "other",
+    ]
