@@ -3,7 +3,7 @@
     python -m flows.traffic --rows FILE --model flights --rate 150 --statistics FILE
 
 It runs as a process of its own beside everything else on a small machine. So it knows no Prefect and no
-pandas, and uses aiohttp, which takes a fraction of the processor time of httpx.
+pandas, and uses aiohttp, which takes less than half of the processor time of httpx.
 """
 
 from __future__ import annotations
