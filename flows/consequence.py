@@ -61,7 +61,7 @@ def _retrain(
         raise ModelServeError(
             f"training {policy.training!r} did not start ({text}); start it by hand"
         ) from error
-    return f"training {policy.training!r} was started ({run.name})"
+    return f"training {policy.training!r} was started ({getattr(run, 'name', 'run')})"
 
 
 def _roll_back(

@@ -177,4 +177,4 @@ def _beta_binomial(count: int, rows: int, hits: float, misses: float) -> float:
         + special.betaln(values + hits, rows - values + misses)
         - special.betaln(hits, misses)
     )
-    return float(min(1.0, 2 * np.exp(special.logsumexp(logs))))
+    return float(min(1.0, 2 * np.exp(logs).sum()))

@@ -102,8 +102,8 @@ def describe(
     expected = expected_counts(column, cells)
     shares = counts / max(counts.sum(), 1)
     distance = moved(column, shares, expected)
-    persistent = _persistent(profile, one, windows[-policy.persistence :])
-    drifted = p <= level and persistent and distance >= policy.min_effect
+    persistent = p <= level and _persistent(profile, one, windows[-policy.persistence :])
+    drifted = persistent and distance >= policy.min_effect
     ratio = float(np.abs(one.answers.ratio[place]) / one.limit[place])
     # The two adjustments (Holm, exact tails) may disagree with the plain ratio; the verdict decides the side.
     score = max(ratio, 1.0) if drifted else min(ratio, 0.99)

@@ -28,6 +28,8 @@ from flows.domain.profile import ColumnProfile, Profile
 NUMERIC = {"location": 0.60, "spread": 0.18, "skew": 0.06, "tails": 0.06}
 NUMERIC_SHARES = {"null": 0.06, "below the reference": 0.02, "above the reference": 0.02}
 CATEGORY_SHARES = {"null": 0.06, "never seen": 0.06, "rare values": 0.04}
+SUSPICIOUS = 0.05
+"""Exact tails are computed only for shares that Student's t finds remarkable."""
 EXTREME = 0.5
 """A new highest value is expected about once in as many rows as the reference had."""
 
@@ -66,7 +68,7 @@ class Answers:
 
 
 def questions(column: ColumnProfile) -> Questions:
-    counts = np.asarray(column.counts, dtype=np.float64).sum(axis=0)
+    counts = column.total
     size = len(counts)
     unit = np.eye(size)
     if column.kind == "numeric":
@@ -94,7 +96,7 @@ def questions(column: ColumnProfile) -> Questions:
 
 def expected_counts(column: ColumnProfile, cells: Floats | None) -> Floats:
     """Shares by bin that the reference would show; with a season, those of the same hours and weekdays."""
-    overall = np.asarray(column.counts, dtype=np.float64).sum(axis=0)
+    overall = column.total
     if cells is None or not column.cells:
         return np.asarray(overall / max(overall.sum(), 1))
     by_cell = np.asarray(column.cells, dtype=np.float64)
@@ -106,8 +108,7 @@ def expected_counts(column: ColumnProfile, cells: Floats | None) -> Floats:
 
 def spread(profile: Profile, column: ColumnProfile, asked: Questions, rows: float) -> Spread:
     """Calibrate the column's questions on the reference, for judging about `rows` rows."""
-    counts = np.asarray(column.counts, dtype=np.float64)
-    total = counts.sum(axis=0)
+    counts, total = column.by_window, column.total
     mean, over = asked.means(total)
     second = (total @ asked.scores**2) / np.maximum(over, 1)
     sampling = np.maximum(second - mean**2, 0.5 / np.maximum(over, 1))
@@ -143,18 +144,17 @@ def answer(
     deviation = np.sqrt(np.maximum(variance, 1e-300))
     ratio = change / deviation
     p = two_sided(ratio, freedom)
-    shares = np.flatnonzero(asked.is_share)
+    shares = np.flatnonzero(asked.is_share & (p < SUSPICIOUS))
     if len(shares):
-        reference = np.asarray(column.counts, dtype=np.float64).sum(axis=0)
-        seen = expected[shares] * reference.sum()
+        rows_seen = float(column.total.sum())
+        seen = expected[shares] * rows_seen
         if column.kind == "numeric":
-            seen[1:] = np.maximum(seen[1:], EXTREME)
+            beyond = np.isin(shares, [len(NUMERIC) + 1, len(NUMERIC) + 2])
+            seen = np.where(beyond, np.maximum(seen, EXTREME), seen)
         # Rows of one moment resemble each other: each bunch counts once, as far as the reference knows.
         bunch = np.maximum(learned.design, 1 + rows * learned.between / learned.sampling).max()
         hits = (means * rows)[shares]
-        exact = count_tail(
-            np.round(hits / bunch), np.floor(rows[shares] / bunch), seen, float(reference.sum())
-        )
+        exact = count_tail(np.round(hits / bunch), np.floor(rows[shares] / bunch), seen, rows_seen)
         p[shares] = np.maximum(p[shares], exact)
         # What the reference never had has no spread to divide by: the exact tail says how far out it is.
         ratio[shares] = np.sign(change[shares]) * -special.ndtri(np.maximum(p[shares], 1e-300) / 2)

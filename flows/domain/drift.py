@@ -227,7 +227,6 @@ def _column_findings(column: ColumnProfile, newest: WindowTally | None, missing:
     found: list[Finding] = []
     counts = newest.counts[name]
     rows = max(int(counts.sum()), 1)
-    reference = np.asarray(column.counts, dtype=np.int64).sum(axis=0)
     if missing:
         found.append(Finding(kinds.MISSING_COLUMN, f"column {name!r} is missing in a part of the rows", name))
     mistyped = newest.mistyped.get(name, 0)
@@ -236,7 +235,7 @@ def _column_findings(column: ColumnProfile, newest: WindowTally | None, missing:
         found.append(
             Finding(kinds.CHANGED_TYPE, text, name, mistyped, breach=mistyped >= MISTYPED_SHARE * rows)
         )
-    elif counts[NULL] == rows and reference[NULL] < reference.sum():
+    elif counts[NULL] == rows and column.total[NULL] < column.total.sum():
         found.append(
             Finding(kinds.ALL_NULL, f"column {name!r} is null in every row", name, rows, breach=True)
         )

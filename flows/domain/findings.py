@@ -87,7 +87,7 @@ class ColumnDrift:
     windows: int
     """How many of the newest windows were judged together."""
     persistent: bool
-    """Every one of the newest `persistence` windows shows it."""
+    """It is certain enough, and every one of the newest `persistence` windows shows it."""
     effect: float | None
     """Expected change of the mean prediction by this column's change alone; None when not known."""
     nulls: float

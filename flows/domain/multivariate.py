@@ -32,6 +32,9 @@ MOST_NUMERIC = 30
 """Products grow with the square of the columns; later numeric columns enter alone."""
 MOST_LEVELS = 8
 FOLDS = 5
+CROSS_VALIDATION = 1.35
+"""A cross-validated AUC scatters more than one of a fixed score, since the folds share their rows: 1.33 times
+in 370 simulations with 200 to 4 000 rows."""
 
 
 class ReferenceRows(BaseModel):
@@ -142,7 +145,7 @@ def domain_check(reference: ReferenceRows, window: Codes, level: float, min_effe
     auc, weights = _told_apart(features, is_window, np.random.default_rng(11))
     error = _error(auc, len(window), len(kept))
     if alike:
-        limit = 0.5 + float(critical(np.array([2 * level]), np.array([1e4]))[0]) * 1.1 * _null_error(
+        limit = 0.5 + float(critical(np.array([2 * level]), np.array([1e4]))[0]) * _null_error(
             len(window), len(kept)
         )
     else:
@@ -232,10 +235,11 @@ def _area(scores: Floats, positive: Flags) -> float:
 
 
 def _null_error(upper: int, lower: int) -> float:
-    return math.sqrt((upper + lower + 1) / (12 * max(upper * lower, 1)))
+    """Standard error of the AUC when nothing tells the rows apart."""
+    return CROSS_VALIDATION * math.sqrt((upper + lower + 1) / (12 * max(upper * lower, 1)))
 
 
 def _error(auc: float, upper: int, lower: int) -> float:
     first, second = auc / (2 - auc), 2 * auc**2 / (1 + auc)
     spread = auc * (1 - auc) + (upper - 1) * (first - auc**2) + (lower - 1) * (second - auc**2)
-    return math.sqrt(max(spread, 1e-12) / (upper * lower))
+    return CROSS_VALIDATION * math.sqrt(max(spread, 1e-12) / (upper * lower))

@@ -7,6 +7,7 @@ window, and (unless `reference_rows: 0`) some shuffled rows as bin numbers for t
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any, Literal
 from zoneinfo import ZoneInfo
 
@@ -72,6 +73,16 @@ class ColumnProfile(Stored):
     sd: float = 0.0
     effects: list[float] = Field(default_factory=list)
     """What being in a bin adds to the model's prediction, other columns apart; empty when not known."""
+
+    @cached_property
+    def by_window(self) -> Floats:
+        """`counts` as an array, shape (windows, bins)."""
+        return np.asarray(self.counts, dtype=np.float64).reshape(len(self.counts), self.bins.size)
+
+    @cached_property
+    def total(self) -> Floats:
+        """Rows by bin, shape (bins,)."""
+        return np.asarray(self.by_window.sum(axis=0))
 
     @property
     def compared(self) -> Compared:

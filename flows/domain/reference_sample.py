@@ -27,8 +27,9 @@ def reference_sample(profile: Profile, rows: int, seed: int = 5) -> pd.DataFrame
         if joint is not None and profile.sample is not None and column.name in profile.sample.columns:
             codes = joint[:, profile.sample.columns.index(column.name)]
         else:
-            shares = np.asarray(column.counts, dtype=np.float64).sum(axis=0)
-            codes = generator.choice(len(shares), count, p=shares / shares.sum()).astype(np.uint8)
+            codes = generator.choice(len(column.total), count, p=column.total / column.total.sum()).astype(
+                np.uint8
+            )
         drawn[column.name] = _values(column, codes, generator)
     return pd.DataFrame(drawn)
 
