@@ -127,13 +127,13 @@ def mixture(bad: Array, total: Array, rate: Array) -> Array:
 def bounds(bad: Array, total: Array, miss: float) -> tuple[Array, Array]:
     """Lower and upper bound of a Bernoulli rate that hold at all times together, but for a chance `miss`."""
     bad, total = np.asarray(bad, dtype=np.float64), np.asarray(total, dtype=np.float64)
-    limit = math.log(1 / miss)
+    limit = math.log(1 / miss) + special.betaln(0.5, 0.5) - special.betaln(bad + 0.5, total - bad + 0.5)
     centre = np.where(total > 0, bad / np.maximum(total, 1), 0.5)
     inside = np.stack([centre, centre])
     outside = np.stack([np.zeros_like(centre), np.ones_like(centre)])
     for _ in range(44):
         middle = (inside + outside) / 2
-        covered = mixture(bad, total, middle) < limit
+        covered = -special.xlogy(bad, middle) - special.xlog1py(total - bad, -middle) < limit
         inside, outside = np.where(covered, middle, inside), np.where(covered, outside, middle)
     return np.where(bad > 0, outside[0], 0.0), np.where(bad < total, outside[1], 1.0)
 
@@ -143,11 +143,15 @@ def shift_evidence(bad_c: Array, total_c: Array, bad_s: Array, total_s: Array, t
 
     The least product of both arms' mixture martingales over all pairs of rates within the tolerance.
     """
-    beyond = bad_c / np.maximum(total_c, 1) - bad_s / np.maximum(total_s, 1) > tolerated
-    evidence: Array = np.full(np.shape(bad_c), -LARGEST)
-    if not (beyond.any() and np.all(total_c) and np.all(total_s)):
+    arms = np.broadcast_arrays(
+        *(np.asarray(arm, dtype=np.float64) for arm in (bad_c, total_c, bad_s, total_s))
+    )
+    rates = arms[0] / np.maximum(arms[1], 1) - arms[2] / np.maximum(arms[3], 1)
+    beyond = (rates > tolerated) & (arms[1] > 0) & (arms[3] > 0)
+    evidence: Array = np.full(beyond.shape, -LARGEST)
+    if not beyond.any():
         return evidence
-    bad_c, bad_s = bad_c[beyond], bad_s[beyond]
+    bad_c, total_c, bad_s, total_s = (arm[beyond] for arm in arms)
     # The sum of both logarithms is convex in the stable's rate, and least where the canary's is at the limit.
     low, high = np.zeros_like(bad_s), np.full_like(bad_s, 1.0 - tolerated)
     for _ in range(54):

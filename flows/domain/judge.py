@@ -18,6 +18,7 @@ from flows.domain.evidence import Array, bounds, detector, mean_log, one_sample_
 from flows.domain.gates import Reading, percent
 from flows.domain.paths import (
     Tally,
+    certified,
     final_weight,
     last_proving_step,
     passed,
@@ -101,7 +102,9 @@ def _detected(policy: PromotionPolicy, counted: Tally, ramp: Sequence[Window]) -
             before.canary_errors[:, None] + before.stable_errors[:, None],
             before.canary + before.stable,
         ),
-        *_slow(counted, before),
+        # Latency follows the load of the machine and of the hour: without a control group at the same
+        # time, slower than before says nothing about the release.
+        *(_slow(counted, before) if control else ()),
     ):
         if control:
             share = total / np.maximum(total + total_s, 1)
@@ -153,7 +156,7 @@ def _slow(counted: Tally, before: Tally) -> list[tuple[str, Array, Array, Array,
 def _beside(policy: PromotionPolicy, windows: list[Window]) -> Verdict:
     """The canary against the stable."""
     counted = tally(windows, policy.max_slowdown)
-    followed = path(policy, counted, last=True)
+    followed = path(counted, last=True)
     readings = gates.compared(policy, windows, counted, followed)
     total = total_evidence(policy, {one.gate: one.log for one in readings})
     verdict = numbers(policy, counted, total)
@@ -173,7 +176,8 @@ def _beside(policy: PromotionPolicy, windows: list[Window]) -> Verdict:
     if total >= suspicion(policy):
         why = f"evidence {short(total)}: no more traffic until it is cleared or rejected"
         return replace(verdict, metric=suspect.gate, sentence=f"{suspect.sentence}; {why}")
-    if passed(policy, counted, followed, np.full(len(windows), total))[-1] and not blind(policy, windows):
+    proven = certified(policy, counted, last=True)
+    if passed(policy, counted, followed, np.array([total]), proven)[-1] and not blind(policy, windows):
         return replace(
             verdict, kind="advance", outcome="advance", sentence=passed_sentence(policy, verdict, counted)
         )
@@ -195,7 +199,7 @@ def _alone(policy: PromotionPolicy, windows: list[Window]) -> Verdict:
     if worst is not None:
         level = policy.slo_error_rate if worst.gate == "errors" else policy.slo_slow_share
         return rejected(verdict, worst, f"the service level allows {percent(level, 1)}")
-    followed = path(policy, counted, last=True)
+    followed = path(counted, last=True)
     seconds, requests = followed.step_seconds[-1], followed.step_requests[-1]
     unseen = blind(policy, windows)
     if not errors.canary_total:

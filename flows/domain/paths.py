@@ -87,11 +87,10 @@ def paired(bounds: Sequence[float], max_slowdown: float) -> list[tuple[float, fl
 @dataclass(frozen=True)
 class Path:
     """After every window: log E against the canary by gate, and how far the step is. All [..., T], but for
-    the evidences and the certificate, which are [..., 1] when only the last was asked for."""
+    the evidences, which are [..., 1] when only the last was asked for."""
 
     errors: Array
     latency: Array
-    certified: NDArray[np.bool_]
     step_seconds: Array
     """Observed seconds at the current weight, with the weight really applied."""
     step_requests: Array
@@ -100,7 +99,7 @@ class Path:
     """Whether the share measured in this step agrees with the weight."""
 
 
-def path(policy: PromotionPolicy, counted: Tally, *, last: bool = False) -> Path:
+def path(counted: Tally, *, last: bool = False) -> Path:
     """Follow a ramp; with `last`, the costly parts only for its last window."""
     share = _share(counted.canary, counted.stable)
     bad_c, bad_s = counted.canary_errors[..., None], counted.stable_errors[..., None]
@@ -123,7 +122,6 @@ def path(policy: PromotionPolicy, counted: Tally, *, last: bool = False) -> Path
     return Path(
         errors,
         latency,
-        certified(policy, counted, last=last),
         seconds,
         requests,
         _plausible(canary, total, counted.weight) & applied,
@@ -177,7 +175,8 @@ def better(policy: PromotionPolicy) -> Array:
     return BETTER[policy.max_ratio > BETTER]
 
 
-def certified(policy: PromotionPolicy, counted: Tally, *, last: bool) -> NDArray[np.bool_]:
+def certified(policy: PromotionPolicy, counted: Tally, *, last: bool = False) -> NDArray[np.bool_]:
+    """Whether the canary has its certificate after every window; with `last` only after the last [..., 1]."""
     share = _share(counted.canary, counted.stable)
     logs = ratio_logs(
         counted.canary_errors[..., None],
@@ -192,10 +191,13 @@ def certified(policy: PromotionPolicy, counted: Tally, *, last: bool) -> NDArray
     return certificate(policy, np.cumsum(logs, axis=-2)[..., at, 0], (bad_c, total_c, bad_s, total_s))
 
 
-def passed(policy: PromotionPolicy, counted: Tally, followed: Path, evidence: Array) -> NDArray[np.bool_]:
-    """Whether the step at each window's weight may be left upwards. `evidence` is log E over all gates."""
+def passed(
+    policy: PromotionPolicy, counted: Tally, followed: Path, evidence: Array, proven: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Whether the step at each window's weight may be left upwards. `evidence` is log E over all gates,
+    `proven` says whether the canary has its certificate."""
     final = counted.weight >= final_weight(policy)
-    proof = followed.certified | (counted.weight < last_proving_step(policy))
+    proof = proven | (counted.weight < last_proving_step(policy))
     return np.asarray(
         followed.applied
         & np.where(
@@ -262,7 +264,7 @@ def _shared_bounds(arms: list[Counts]) -> list[float]:
 
 def _slow(arms: list[Counts], wanted: list[float]) -> Array:
     layouts = {tuple(counts.slow) for counts in arms}
-    if len(layouts) == 1:
+    if len(layouts) == 1 and set(wanted) <= set(next(iter(layouts))):
         # As ever, unless the mesh changed its buckets or a window had no requests.
         layout = layouts.pop()
         table = np.array([[*counts.slow.values()] for counts in arms], dtype=np.float64)

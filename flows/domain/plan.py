@@ -15,6 +15,7 @@ from flows.domain.paths import (
     Tally,
     better,
     certificate,
+    certified,
     combined,
     final_weight,
     last_proving_step,
@@ -57,9 +58,9 @@ def plan(policy: PromotionPolicy, requests_per_second: float, base_error_rate: f
     traffic = f"at the last hour's {requests_per_second:.3g} rps"
     sentences = [_found_sentence(traffic, rate, find, deadline), _certified_sentence(certify, deadline)]
     if certify is None or certify > deadline:
-        enough = f"; {certify / 60:.0f} min would be enough" if certify is not None else ""
+        enough = f"; {duration(certify)} would be enough" if certify is not None else ""
         sentences.append(
-            f"warning: this plan cannot decide within its deadline of {deadline / 60:.0f} min{enough}; "
+            f"warning: this plan cannot decide within its deadline of {duration(deadline)}{enough}; "
             f"then: {_at_deadline(policy)}"
         )
     return Plan(
@@ -123,10 +124,11 @@ def _ramp(
     weights = np.full(PLANNED_WINDOWS, float(steps[0]))
     for step, following in zip(steps, [*steps[1:], 0], strict=True):
         counted = _expected(weights, seconds, requests_per_second, rate, ratio)
-        followed = path(policy, counted)
+        followed = path(counted)
         evidence = combined(policy, {"errors": followed.errors})
         rejected = np.flatnonzero(evidence >= rejection(policy))
-        through = np.flatnonzero(passed(policy, counted, followed, evidence) & (weights == step))
+        step_passed = passed(policy, counted, followed, evidence, certified(policy, counted))
+        through = np.flatnonzero(step_passed & (weights == step))
         if len(rejected) and (not len(through) or rejected[0] <= through[0]):
             return float(rejected[0] + 1) * seconds, None
         if not len(through):
@@ -162,13 +164,22 @@ def _found_sentence(traffic: str, rate: float, find: float | None, deadline: flo
     if find is None:
         return f"{doubling} would not be found: too few errors"
     late = "" if find <= deadline else ", after the deadline"
-    return f"{doubling} is found in about {max(find / 60, 0.1):.2g} min{late}"
+    return f"{doubling} is found in about {duration(find)}{late}"
 
 
 def _certified_sentence(certify: float | None, deadline: float) -> str:
     if certify is None or certify > deadline:
         return "a healthy canary is not certified before the deadline"
-    return f"a healthy canary is certified in about {max(certify / 60, 0.1):.2g} min"
+    return f"a healthy canary is certified in about {duration(certify)}"
+
+
+def duration(seconds: float) -> str:
+    """As people say it: 40 s, 24 min, 4.7 h, 12 days."""
+    for unit, length in (("days", 86400.0), ("h", 3600.0), ("min", 60.0)):
+        if seconds >= 2 * length:
+            value = seconds / length
+            return f"{value:.0f} {unit}" if value >= 10 else f"{value:.2g} {unit}"
+    return f"{max(seconds, 1):.0f} s"
 
 
 def _at_deadline(policy: PromotionPolicy) -> str:

@@ -45,7 +45,7 @@ class PromotionPolicy(BaseModel):
     """How often the counters are read and the judge is asked."""
     min_requests: int = Field(default=50, ge=1)
     """Least canary requests at each step: no step is passed on silence."""
-    deadline_seconds: float = Field(default=7200, gt=0)
+    deadline_seconds: float = Field(default=10800, gt=0)
     """How long the whole ramp may take, from the first window on."""
     at_deadline: Literal["rollback", "keep", "promote_unproven"] = "rollback"
     """What a promotion becomes that is neither rejected nor certified by the deadline."""

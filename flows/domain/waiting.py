@@ -8,7 +8,7 @@ from dataclasses import replace
 from flows.domain import gates
 from flows.domain.gates import percent
 from flows.domain.paths import Path, Tally, final_weight
-from flows.domain.plan import needed
+from flows.domain.plan import duration, needed
 from flows.domain.policy import PromotionPolicy
 from flows.domain.verdict import Verdict
 from flows.domain.windows import Window
@@ -40,7 +40,7 @@ def waiting(
         sentence = "at these error rates no number of requests would certify the canary"
         return replace(verdict, metric="proof", sentence=sentence)
     minutes = more / rate / 60 if rate else None
-    time = f", about {max(minutes, 0.1):.2g} min at this rate" if minutes is not None else ""
+    time = f", about {duration(60 * minutes)} at this rate" if minutes is not None else ""
     sentence = f"needs about {more} more canary requests for its certificate{time}"
     return replace(verdict, metric="proof", sentence=sentence, requests_needed=more, minutes_needed=minutes)
 
