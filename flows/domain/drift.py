@@ -172,6 +172,8 @@ def _columns(
 def _multivariate(profile: Profile, windows: list[WindowTally], policy: DriftPolicy) -> DomainCheck | None:
     if profile.sample is None:
         return None
+    if profile.in_time and len(profile.sizes) < LEAST_WINDOWS:
+        return DomainCheck(0, sentence=f"cannot alert: {len(profile.sizes)} whole windows in the reference")
     samples = [window.sample for window in windows[-policy.persistence :]]
     kept = [sample for sample in samples if sample is not None]
     if len(kept) < len(samples):

@@ -258,6 +258,10 @@ def judge_performance(
         return Performance("too_few", **shown, sentence="the outcomes are all alike; quality is not defined")
     error = 1.96 * math.sqrt(variance)
     shown.update(quality=quality, low=quality - error, high=quality + error)
+    limit = None
+    if profile is not None and profile.task == whole.task and len(profile.qualities) >= LEAST_WINDOWS:
+        limit = _limit(profile, whole, len(tallies), policy, level)
+        shown.update(reference=profile.quality, limit=limit)
     harmful = False
     if whole.task == "binary":
         loss, base, difference_error = whole.loss()
@@ -265,13 +269,10 @@ def judge_performance(
         harmful = loss - base > HARM_CONFIDENCE * difference_error
     if harmful:
         sentence = f"worse than no model: log loss {loss:.4f}, the base rate alone has {base:.4f}"
-        if profile is not None:
-            shown.update(reference=profile.quality, limit=_limit(profile, whole, len(tallies), policy, level))
         return Performance("harmful", **shown, sentence=sentence)
-    if profile is None or profile.task != whole.task:
-        return Performance("no_reference", **shown, sentence="the reference has no outcomes to compare with")
-    limit = _limit(profile, whole, len(tallies), policy, level)
-    shown.update(reference=profile.quality, limit=limit)
+    if profile is None or limit is None:
+        text = f"the reference has outcomes in fewer than {LEAST_WINDOWS} windows to compare with"
+        return Performance("no_reference", **shown, sentence=text)
     degraded = quality > limit if whole.task == "number" else quality < limit
     name = {"binary": "AUC", "label": "share of right answers", "number": "mean absolute error"}[whole.task]
     sentence = f"{name} {quality:.4g} (reference {profile.quality:.4g}, limit {limit:.4g})"
@@ -284,13 +285,9 @@ def _limit(
     sizes = np.array(profile.sizes, dtype=np.float64)[:, None]
     values = np.array(profile.qualities)[:, None]
     sampling = np.array([profile.sampling])
-    if len(values) >= LEAST_WINDOWS:
-        others = (values.sum() - values) / (len(values) - 1)
-        spread = spread_in_time(values - others, sizes, sampling, float(profile.rows))
-        variance, freedom = spread.variance(np.array([float(whole.outcomes)]), windows)
-    else:
-        variance = sampling * (1 / whole.outcomes + 1 / profile.rows)
-        freedom = np.array([1e4])
+    others = (values.sum() - values) / (len(values) - 1)
+    spread = spread_in_time(values - others, sizes, sampling, float(profile.rows))
+    variance, freedom = spread.variance(np.array([float(whole.outcomes)]), windows)
     explained = float(critical(np.array([2 * level]), freedom)[0] * np.sqrt(variance[0]))
     if whole.task == "number":
         return profile.quality + max(explained, policy.max_loss * profile.quality)

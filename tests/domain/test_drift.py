@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -65,8 +66,11 @@ def drifted(result: DriftResult) -> set[str]:
 
 @pytest.mark.parametrize("count", [200, 1000])
 def test_unchanged_rows_do_not_alarm(count: int) -> None:
-    alarms = [seed for seed in range(40) if check(profile(), rows(count, 1000 + seed), POLICY).alerts]
-    assert len(alarms) <= 1, "one in forty has a chance of 6 % at the promised 1 %; two have less than 1 %"
+    alarms = 0
+    for seed in range(4):  # four references: an unlucky one is a part of the promised 1 %
+        made = make_profile(rows(8000, seed), SIGNATURE, POLICY, model="paint")
+        alarms += sum(check(made, rows(count, 1000 + 100 * seed + n), POLICY).alerts for n in range(15))
+    assert alarms <= 2, "three of sixty have a chance of 2 % at the promised 1 % each"
 
 
 def test_rows_that_resemble_their_neighbours_do_not_alarm() -> None:
@@ -193,8 +197,14 @@ def test_a_profile_is_text_and_needs_no_training_rows() -> None:
     again = parse_profile(text, "reference.json")
 
     assert check(again, live, POLICY) == check(profile(), live, POLICY)
-    values = {f"{value:.6g}" for value in rows(8000, 1)["x4"].iloc[100:200]}
-    assert not any(value in text for value in values), "no value of the training set is in it"
+    trained = rows(8000, 1)
+    kept = {
+        column.name: set(column.bounds) & set(trained[column.name])
+        for column in again.columns
+        if column.bounds
+    }
+    ends = {name: {trained[name].min(), trained[name].max()} for name in kept}
+    assert kept == ends, "of the training set's own values only the two ends of a range are kept"
 
 
 def test_chunks_say_the_same_as_the_whole() -> None:
@@ -204,7 +214,9 @@ def test_chunks_say_the_same_as_the_whole() -> None:
 
     parts = check(profile(), chunks, POLICY, window_rows=1000)
 
-    assert parts.columns == whole.columns
+    assert [replace(column, mean=None) for column in parts.columns] == [
+        replace(column, mean=None) for column in whole.columns
+    ]
     assert parts.multivariate == whole.multivariate
 
 
@@ -276,7 +288,7 @@ BAD_INPUT: dict[str, tuple[Callable[[pd.DataFrame], pd.DataFrame], Outcome, Find
         lambda f: f.assign(x3=f["x3"].map(str)),
         Outcome.DAMAGED,
         FindingKind.CHANGED_TYPE,
-        "1000 values",
+        "2000 values",
     ),
     "all null": (lambda f: f.assign(x3=np.nan), Outcome.DAMAGED, FindingKind.ALL_NULL, "null in every row"),
     "all null text": (
