@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 
 from flows.domain.errors import ModelServeError
@@ -34,11 +35,22 @@ def say(line: str) -> None:
 
 
 def settings() -> Settings:
-    """The settings of this call; Prefect's own are set from them before Prefect is imported."""
-    chosen = Settings()
-    for name, value in chosen.prefect_environment().items():
+    """The settings of this call. Raises ModelServeError that names the variable."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        problems = [
+            f"MODELSERVE_{'__'.join(str(part) for part in detail['loc']).upper()}: {detail['msg']}"
+            for detail in error.errors()
+        ]
+        raise ModelServeError("; ".join(problems)) from error
+
+
+@app.callback()
+def prepare_prefect() -> None:
+    """Prefect reads its settings when it is imported, which every verb does for itself: so they come first."""
+    for name, value in settings().prefect_environment().items():
         os.environ.setdefault(name, value)
-    return chosen
 
 
 # -- the stack ----------------------------------------------------------------------------------------
@@ -88,9 +100,13 @@ def status() -> None:
 @app.command(rich_help_panel="This machine")
 def prepare() -> None:
     """Make what images are built on: base system and Python packages. Once, about three minutes."""
-    from flows.wiring import image_builder
+    from flows.wiring import image_builder, scanner
 
-    image_builder(settings()).prepare(say)
+    chosen = settings()
+    image_builder(chosen).prepare(progress=say)
+    problem = scanner(chosen).refresh(progress=say)
+    if problem:
+        say(f"scanner: without a vulnerability database: {problem}")
 
 
 # -- releases -----------------------------------------------------------------------------------------

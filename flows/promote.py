@@ -7,10 +7,12 @@ killed anywhere can be run again and goes on where it stood.
 
 from __future__ import annotations
 
+import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 from prefect import flow, get_run_logger, task
@@ -139,7 +141,9 @@ def steps(plane: ControlPlane, promotion: Promotion, spec: ModelSpec) -> list[tu
 @step("build image")
 def build_image(plane: ControlPlane, promotion: Promotion, release: Release) -> None:
     """By digest, with the bundle's sha256 as a label; an image that is there already is taken."""
-    image = plane.images.build(release)
+    with tempfile.TemporaryDirectory(prefix="modelserve-image-") as folder:
+        bundle = plane.artifacts.fetch(release.bundle, release.sha256, Path(folder) / "bundle")
+        image = plane.images.build(release, bundle, progress=print)
     with plane.registry.turn(promotion.model) as turn:
         turn.mine(promotion)
         turn.record_image(promotion, image)
@@ -149,9 +153,11 @@ def build_image(plane: ControlPlane, promotion: Promotion, release: Release) -> 
 @step("scan image")
 def scan_image(plane: ControlPlane, promotion: Promotion, release: Release, spec: ModelSpec) -> None:
     """Trivy and the model's policy decide, before anything is deployed."""
-    report = plane.scanner.scan(release, spec.scan)
+    image = plane.registry.release(release.model, release.version).image
+    assert image is not None, "the image is built and recorded before it is scanned"
+    report = plane.scanner.scan(plane.images.layout(image), spec.scan)
     plane.registry.note(promotion.model, "scanned", report.to_json(), promotion)
-    publish_image(plane, promotion, report)
+    publish_image(promotion, image, report.markdown())
     print(report.sentence)
     report.enforce()
 

@@ -21,7 +21,6 @@ from flows.adapters.registry import Event
 from flows.domain.policy import PromotionPolicy
 from flows.domain.promotion import Promotion, State
 from flows.domain.release import release_name
-from flows.domain.scan import ScanReport
 from flows.domain.spec import ModelSpec
 from flows.domain.verdict import Verdict
 from flows.domain.windows import Window
@@ -66,13 +65,13 @@ class Progress:
             log.warning("progress was not shown: %s", error)
 
 
-def publish_image(plane: ControlPlane, promotion: Promotion, report: ScanReport) -> None:
-    """The image by digest and what the scanners found, before anything is deployed."""
+def publish_image(promotion: Promotion, image: str, scanned: str) -> None:
+    """The image by digest and what the scanners found (markdown), before anything is deployed."""
     name = release_name(promotion.model, promotion.version)
-    image = plane.registry.release(promotion.model, promotion.version).image or "unknown"
-    create_markdown_artifact(
-        f"### Image of {name}\n\n`{image}`\n\n{report.markdown()}", key=f"scan-{name}", description=image
-    )
+    try:
+        create_markdown_artifact(scanned, key=f"scan-{name}", description=image)
+    except Exception as error:  # a report must not decide how a promotion ends
+        log.warning("the scan of %s could not be published: %s", name, error)
 
 
 def publish_report(plane: ControlPlane, promotion: Promotion, spec: ModelSpec) -> None:

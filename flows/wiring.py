@@ -42,7 +42,6 @@ def control_plane(settings: Settings | None = None) -> ControlPlane:
     """The parts that these settings ask for; nothing is contacted yet."""
     from flows.adapters.artifacts import ArtifactStore
     from flows.adapters.prometheus import PrometheusCounters
-    from flows.adapters.scanner import Scanner
 
     chosen = settings or Settings()
     return ControlPlane(
@@ -51,7 +50,7 @@ def control_plane(settings: Settings | None = None) -> ControlPlane:
         platform=platform(chosen),
         artifacts=ArtifactStore(chosen.artifacts_uri),
         images=image_builder(chosen),
-        scanner=Scanner(chosen.state / "scans"),
+        scanner=scanner(chosen),
         counters=PrometheusCounters(chosen.prometheus_url),
         clock=time,
     )
@@ -69,6 +68,12 @@ def platform(settings: Settings) -> Platform:
 
 
 def image_builder(settings: Settings) -> ImageBuilder:
-    from flows.adapters.images import ImageBuilder
+    from flows.adapters.images import ImageBuilder, ImageRecipe
 
-    return ImageBuilder(settings.image_storage)
+    return ImageBuilder(settings.image_storage, ImageRecipe.of_project(settings.repository))
+
+
+def scanner(settings: Settings) -> Scanner:
+    from flows.adapters.scanner import Scanner
+
+    return Scanner(settings.image_storage / "trivy", settings.state / "scans")
