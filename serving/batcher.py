@@ -33,8 +33,8 @@ from serving.spec import BatchingSpec
 logger = logging.getLogger("serving.batcher")
 
 _SWEEP_SECONDS = 0.02
-_INLINE_SECONDS = 0.001
-_INLINE_GIVES_UP_SECONDS = 0.005
+_INLINE_SECONDS = 0.002
+_INLINE_GIVES_UP_SECONDS = 0.01
 _BACKGROUND_SECONDS = 0.02
 
 
@@ -89,7 +89,7 @@ class Entry:
 class Batcher:
     """Bounded in rows and bytes; to be used from one event loop.
 
-    `largest_seconds` is what warm-up measured for the largest batch; it decides whether batches run inline.
+    `cost` holds what warm-up has measured; it decides whether batches run inline.
     """
 
     def __init__(
@@ -238,10 +238,13 @@ class Batcher:
             self._started = now
             outcomes, seconds = run_batch(self._engine, payloads, deadlines, self._clock)
             self._finish(members, outcomes, seconds, waits)
-            if seconds is not None and seconds > _INLINE_GIVES_UP_SECONDS and self._spec.mode == "auto":
-                slow = self.cost.seconds(self._spec.max_rows)
-                if slow > _INLINE_SECONDS:
-                    self._inline = False
+            if (
+                seconds is not None
+                and seconds > _INLINE_GIVES_UP_SECONDS
+                and self._spec.mode == "auto"
+                and self.cost.seconds(self._spec.max_rows) > _INLINE_GIVES_UP_SECONDS
+            ):
+                self._inline = False
             return
         self._running = True
         self._started = now

@@ -25,6 +25,8 @@ from serving.spec import ModelFile
 logger = logging.getLogger("serving.model")
 
 _WARM_UP_SECONDS = 10.0
+_SHORT_SECONDS = 0.05
+_SHORT_RUNS = 5
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,11 @@ def load_model(settings: Settings) -> LoadedModel:
         engine = TensorEngine(runtime, spec)  # type: ignore[arg-type]
     loaded = LoadedModel(bundle, spec, runtime, make_codec(spec), engine, BatchCost())
     read = time.monotonic()
-    largest = warm_up(loaded)
-    if loaded.tensors is not None:
-        loaded.tensors.tune(largest)
+    one = warm_up(loaded)
+    if one is not None and loaded.tensors is not None:
+        batch = joined_payload([one] * spec.serving.batching.max_rows)
+        loaded.tensors.tune(lambda: _timed(loaded, batch))
+        _learn_cost(loaded, one)
     logger.info(
         "model loaded",
         extra={
@@ -72,8 +76,8 @@ def load_model(settings: Settings) -> LoadedModel:
     return loaded
 
 
-def warm_up(loaded: LoadedModel) -> float:
-    """Run batches of 1, 2, 4, … rows and learn their cost; return the seconds of the largest one.
+def warm_up(loaded: LoadedModel) -> Payload | None:
+    """Run batches of 1, 2, 4, … rows and learn their cost; the row they were made of, if there is one.
 
     A recorded sample that the model cannot answer ends the start; a made-up row that a handler cannot answer
     does not.
@@ -87,18 +91,25 @@ def warm_up(loaded: LoadedModel) -> float:
         if recorded or isinstance(loaded.engine, TensorEngine):
             raise StartupError(f"{loaded.bundle.folder}: the model fails its warm-up ({detail})") from error
         logger.warning("no warm-up: the model does not take a made-up row; add samples.jsonl (%s)", detail)
-        return 0.0
+        return None
+    _learn_cost(loaded, one)
+    return one
+
+
+def _learn_cost(loaded: LoadedModel, one: Payload) -> None:
+    """The best of a few runs a size: a neighbour that takes the CPU can only make a run longer."""
     until = time.monotonic() + _WARM_UP_SECONDS
-    rows, largest = 1, 0.0
+    most = loaded.spec.serving.batching.max_rows
+    rows = 1
     while True:
         batch = joined_payload([one] * rows)
-        if rows > 1:
-            _timed(loaded, batch)
-        largest = _timed(loaded, batch)
-        loaded.cost.observe(rows, largest)
-        if rows == loaded.spec.serving.batching.max_rows or time.monotonic() + 4 * largest > until:
-            return loaded.cost.seconds(loaded.spec.serving.batching.max_rows)
-        rows = min(rows * 2, loaded.spec.serving.batching.max_rows)
+        seconds = _timed(loaded, batch)
+        if seconds < _SHORT_SECONDS:
+            seconds = min(_timed(loaded, batch) for _ in range(_SHORT_RUNS))
+        loaded.cost.observe(rows, seconds)
+        if rows == most or time.monotonic() + 3 * seconds > until:
+            return
+        rows = min(rows * 2, most)
 
 
 def _timed(loaded: LoadedModel, payload: Payload) -> float:

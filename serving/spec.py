@@ -96,7 +96,7 @@ class RuntimeSpec(Section):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     compile: bool = False
     threads: int | None = Field(default=None, ge=1, le=256)
-    """Threads inside one model call; default: one for a model of under 2 ms a batch, else the CPU quota."""
+    """Threads inside one model call; default: one, or the CPU quota where that is measured to pay."""
     inputs: Literal["columns", "stack"] = "columns"
     """`columns`: one tensor for each input; `stack`: scalar inputs become one tensor (rows, inputs)."""
     trust_pickle: bool = False
@@ -117,7 +117,7 @@ class BatchingSpec(Section):
     max_pending_rows: int = Field(default=4096, ge=1)
     max_pending_bytes: int = Field(default=256 << 20, ge=1)
     mode: Literal["auto", "inline", "thread"] = "auto"
-    """`auto`: in the event loop while the largest batch takes under 1 ms, else in one thread."""
+    """`auto`: in the event loop while the largest batch takes under 2 ms, else in one thread."""
 
 
 class LimitsSpec(Section):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,8 +15,8 @@ class TensorRuntime(Protocol):
     def run(self, inputs: Sequence[Array]) -> Sequence[Array]:
         """Arrays (rows, *shape) in the order of the signature, in and out. Called by one thread at a time."""
 
-    def tune(self, largest_batch_seconds: float) -> None:
-        """Told once, after warm-up, how long the largest batch takes."""
+    def tune(self, largest_batch: Callable[[], float]) -> None:
+        """Choose threads; `largest_batch` runs one and gives its seconds. Called once, after warm-up."""
 
     def device_memory(self) -> int | None:
         """Bytes of accelerator memory in use; None on a CPU."""

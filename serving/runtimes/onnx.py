@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ class OnnxRuntime:
         feed = dict(zip(self._inputs, inputs, strict=True))
         return [np.asarray(output) for output in self._session.run(self._outputs, feed)]
 
-    def tune(self, largest_batch_seconds: float) -> None:
+    def tune(self, largest_batch: Callable[[], float]) -> None:
         """The threads of a session are fixed when it is made."""
 
     def device_memory(self) -> int | None:

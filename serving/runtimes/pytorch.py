@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,9 @@ from serving.runtimes.devices import choose_device, cpu_quota
 from serving.runtimes.handler import import_handler
 from serving.spec import ModelFile, RuntimeSpec
 
-_ONE_THREAD_BELOW_SECONDS = 0.002
+_ONE_THREAD_BELOW_SECONDS = 0.003
+_TUNING_RUNS = 3
+_WORTH_IT = 0.75
 _FORCE_WEIGHTS_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
 
 
@@ -47,10 +49,19 @@ class PyTorchRuntime:
                 return [tensor.numpy() for tensor in self._ordered(answer)]
             return self._run_converted(inputs)
 
-    def tune(self, largest_batch_seconds: float) -> None:
-        """Threads inside one call pay only when the call is long."""
-        if self._spec.threads is None and largest_batch_seconds > _ONE_THREAD_BELOW_SECONDS:
-            torch.set_num_threads(cpu_quota())
+    def tune(self, largest_batch: Callable[[], float]) -> None:
+        """More threads inside one call only where they are measured to pay: they take CPU from the event
+        loop, and they spin while they wait for each other."""
+        quota = cpu_quota()
+        if self._spec.threads is not None or self._device != "cpu" or quota == 1:
+            return
+        single = min(largest_batch() for _ in range(_TUNING_RUNS))
+        if single < _ONE_THREAD_BELOW_SECONDS:
+            return
+        torch.set_num_threads(quota)
+        largest_batch()
+        if min(largest_batch() for _ in range(_TUNING_RUNS)) > single * _WORTH_IT:
+            torch.set_num_threads(1)
 
     def device_memory(self) -> int | None:
         return int(torch.cuda.memory_allocated()) if self._device == "cuda" else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ class TensorFlowRuntime:
         answer = self._call(**feed)
         return [answer[name].numpy() for name in self._outputs]
 
-    def tune(self, largest_batch_seconds: float) -> None:
+    def tune(self, largest_batch: Callable[[], float]) -> None:
         """TensorFlow's threads are fixed before its first operation."""
 
     def device_memory(self) -> int | None:

@@ -176,6 +176,11 @@ def _milliseconds(found: re.Match[str] | None) -> float:
     return float(found[1]) * {"us": 0.001, "ms": 1.0, "s": 1000.0}[found[2]]
 
 
+def heads(titles: tuple[str, ...], widths: tuple[int, ...]) -> str:
+    """A table's head, each title over the right end of its column."""
+    return " ".join(f"{title:>{width}}" for title, width in zip(titles, widths, strict=True))
+
+
 def median(readings: list[Reading]) -> Reading:
     """The median of each figure; errors are added up."""
     return Reading(
@@ -223,9 +228,8 @@ def table(folder: Path, connections: int, seconds: float, rounds: int) -> None:
                 url = f"http://127.0.0.1:{port}/predict"
                 readings[name].append(measure(url, pid, script, connections, seconds))
     base = median(readings["plain FastAPI"])
-    print(
-        f"{'server':16} {'req/s':>8} {'p50 ms':>7} {'p99 ms':>7} {'CPU us':>7} {'MB':>5} {'errors':>6} {'x FastAPI':>9}"
-    )
+    titles = ("req/s", "p50 ms", "p99 ms", "CPU us", "MB", "errors", "x FastAPI")
+    print(f"{'server':16} {heads(titles, (8, 7, 7, 7, 5, 6, 9))}")
     for name, runs in readings.items():
         reading = median(runs)
         print(
@@ -273,9 +277,8 @@ def features(folder: Path, connections: int, seconds: float, rounds: int) -> Non
                     address = f"http://127.0.0.1:{server_port}/predict"
                     readings[name].append(measure(address, pid, script, connections, seconds))
         base = median(readings["none"])
-        print(
-            f"{'features on':20} {'req/s':>8} {'p99 ms':>7} {'CPU us':>7} {'errors':>6} {'CPU more':>9} {'rate less':>9}"
-        )
+        titles = ("req/s", "p99 ms", "CPU us", "errors", "CPU more", "rate less")
+        print(f"{'features on':20} {heads(titles, (8, 7, 7, 6, 9, 9))}")
         for name, runs in readings.items():
             reading = median(runs)
             print(
