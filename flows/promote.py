@@ -155,7 +155,7 @@ def scan_image(plane: ControlPlane, promotion: Promotion, release: Release, spec
     """Trivy and the model's policy decide, before anything is deployed."""
     image = plane.registry.release(release.model, release.version).image
     assert image is not None, "the image is built and recorded before it is scanned"
-    report = plane.scanner.scan(plane.images.layout(image), spec.scan)
+    report = plane.scanner.scan(plane.images.layout(release), spec.scan)
     plane.registry.note(promotion.model, "scanned", report.to_json(), promotion)
     publish_image(promotion, image, report.markdown())
     print(report.sentence)
