@@ -10,14 +10,15 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import psycopg2
 import pytest
 
 from flows.adapters.registry import Registry
+from flows.domain.release import Release
 from flows.domain.verdict import Verdict
 from flows.domain.windows import Counts, Window
 
@@ -148,32 +149,15 @@ def _wait_for(url: str, query: str) -> None:
 
 
 @pytest.fixture
-def full_registry(registry: Registry, database_url: str) -> str:  # noqa: ARG001 (it makes the tables)
+def full_registry(registry: Registry, database_url: str) -> str:
     """A registry in which one promotion has been judged once."""
-    counts = Counts(requests=100, errors=1)
-    window = Window(0.0, 15.0, 10, counts, Counts(requests=900, errors=3))
+    window = Window(0.0, 15.0, 10, Counts(requests=100, errors=1), Counts(requests=900, errors=3))
     verdict = Verdict("hold", "errors", "not enough requests yet", evidence=1.5)
-    connection = psycopg2.connect(database_url)
-    with connection, connection.cursor() as cursor:
-        cursor.execute("INSERT INTO models (name) VALUES ('flights')")
-        cursor.execute(
-            "INSERT INTO releases (model, version, bundle, sha256, spec) VALUES ('flights', 2, 'b', %s, '')",
-            ("0" * 64,),
-        )
-        cursor.execute(
-            "INSERT INTO promotions (model, version, run, deadline, lease_until)"
-            " VALUES ('flights', 2, 'run', now(), now()) RETURNING id"
-        )
-        row = cursor.fetchone()
-        assert row is not None
-        cursor.execute(
-            "INSERT INTO windows (promotion, number, content, verdict) VALUES (%s, 1, %s, %s)",
-            (row[0], json.dumps(window.to_json()), json.dumps(verdict.to_json())),
-        )
-        cursor.execute("INSERT INTO drift_checks (model, outcome, result) VALUES ('flights', 'drift', '{}')")
-        cursor.execute("INSERT INTO events (model, version, kind) VALUES ('flights', 2, 'shifted')")
-        cursor.execute("INSERT INTO alerts VALUES ('f', now(), 'flights', 'rolled-back')")
-    connection.close()
+    registry.register(Release("flights", 2, "memory://bundle", "0" * 64), "name: flights")
+    promotion = registry.begin("flights", 2, "a-run", deadline_seconds=60, lease_seconds=60)
+    registry.store_window(promotion, 1, window.to_json(), verdict.to_json(), None, watching=False)
+    registry.record_drift("flights", "drift", {})
+    registry.claim_alert("fingerprint", datetime.now(UTC), "flights")
     return database_url
 
 
