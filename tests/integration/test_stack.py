@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.server
-import importlib.util
 import json
 import os
 import signal
@@ -15,7 +14,6 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import httpx
@@ -31,30 +29,19 @@ from flows.adapters.stack.processes import members
 from flows.domain.errors import DependencyDown, PortTaken
 from flows.domain.routes import Routes
 from flows.settings import Settings
+from tests.platform import local_stack
 
 LIGHT = ("postgres", "redis", "envoy", "prometheus", "alertmanager")
 
 
-@pytest.fixture(scope="module")
-def local_stack() -> ModuleType:
-    path = Path(__file__).parent.parent / "platform" / "local_stack.py"
-    found = importlib.util.spec_from_file_location("local_stack", path)
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    sys.modules["local_stack"] = module
-    found.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def settings(local_stack: Any) -> Iterator[Settings]:
+def settings() -> Iterator[Settings]:
     with local_stack.local_settings() as settings:
         yield settings
 
 
 @pytest.fixture(scope="module")
-def light(local_stack: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+def light(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     """All parts but Prefect, under a path with everything that a shell or a template could stumble over."""
     parent = tmp_path_factory.mktemp("it's a {folder} & more")
     for folder in (parent, *parent.parents[:2]):
@@ -193,9 +180,7 @@ def test_a_killed_part_is_started_again(light: Settings) -> None:
 # -- down and up again ------------------------------------------------------------------------------------
 
 
-def test_data_routes_and_release_servers_survive_down_and_up(
-    settings: Settings, local_stack: Any, tmp_path: Path
-) -> None:
+def test_data_routes_and_release_servers_survive_down_and_up(settings: Settings, tmp_path: Path) -> None:
     only = ("postgres", "redis", "envoy", "prometheus")
     up(settings, print, only=only)
     with psycopg2.connect(settings.registry_url) as connection, connection.cursor() as cursor:
@@ -258,7 +243,7 @@ def test_down_of_a_stack_that_never_was_says_so(settings: Settings) -> None:
     assert not settings.state.exists()
 
 
-def test_a_stack_ends_nobody_elses_processes(settings: Settings, local_stack: Any) -> None:
+def test_a_stack_ends_nobody_elses_processes(settings: Settings) -> None:
     with local_stack.local_settings() as other:
         up(other, print, only=["redis"])
         # A person who works with this stack has its settings in the shell; that is no mark.
@@ -272,6 +257,49 @@ def test_a_stack_ends_nobody_elses_processes(settings: Settings, local_stack: An
         finally:
             shell.kill()
             shell.wait()
+
+
+WORKER = """
+import pathlib, signal, subprocess, sys, time
+
+folder = pathlib.Path(sys.argv[1])
+signals = []
+signal.signal(signal.SIGTERM, lambda *_: signals.append(1))
+flow = subprocess.Popen([sys.executable, "-c", sys.argv[2], str(folder)])
+while len(signals) < 2:  # swallows the first one, as Prefect's does
+    flow.poll()
+    time.sleep(0.05)
+(folder / "worker").write_text("left after its flow" if flow.poll() == 0 else "left its flow behind")
+"""
+FLOW = """
+import pathlib, signal, sys, time
+
+folder = pathlib.Path(sys.argv[1])
+
+def restore(*_):
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second signal would end it here
+    time.sleep(1)
+    (folder / "flow").write_text("traffic is back")
+    sys.exit(0)
+
+signal.signal(signal.SIGTERM, restore)
+(folder / "started").write_text("")
+time.sleep(60)
+"""
+
+
+def test_a_worker_is_stopped_after_its_flows_have_put_the_traffic_back(
+    settings: Settings, tmp_path: Path
+) -> None:
+    up(settings, print, only=["redis"])
+    supervisor = Supervisor(settings)
+    supervisor.define("pretended", [sys.executable, "-c", WORKER, str(tmp_path), FLOW], {}, stop_seconds=30)
+    supervisor.load(["pretended"])
+    supervisor.start("pretended")
+    eventually((tmp_path / "started").exists)
+    supervisor.stop("pretended", with_children=True)
+    assert (tmp_path / "flow").read_text() == "traffic is back"
+    assert (tmp_path / "worker").read_text() == "left after its flow"
 
 
 # -- what can go wrong ------------------------------------------------------------------------------------
@@ -316,7 +344,7 @@ def test_a_part_of_a_running_stack_that_cannot_start_leaves_the_others_up(settin
     assert [line.healthy for line in status(settings) if line.name == "redis"] == [True]
 
 
-def test_a_state_folder_too_deep_for_sockets_still_works(local_stack: Any, tmp_path: Path) -> None:
+def test_a_state_folder_too_deep_for_sockets_still_works(tmp_path: Path) -> None:
     deep = tmp_path / ("a" * 60) / ("b" * 60)
     for folder in (tmp_path, *tmp_path.parents[:2]):
         folder.chmod(0o755)
@@ -331,6 +359,7 @@ NON_ROOT = """
 import os, sys
 from flows.adapters.stack import down, status, up
 from flows.settings import Settings
+from tests.platform import local_stack
 
 settings = Settings()
 up(settings, print, only=("postgres", "redis", "envoy"))

@@ -5,12 +5,9 @@ The image is a web server of one static binary, made here; the real image is `te
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
@@ -24,6 +21,7 @@ from flows.domain.errors import ImageFailed
 from flows.domain.release import Release
 from flows.domain.routes import Routes
 from flows.settings import Settings
+from tests.platform import local_stack
 
 SERVER = r"""
 #include <arpa/inet.h>
@@ -102,26 +100,15 @@ def containers(settings: Settings, podman: list[str]) -> LocalPlatform:
     return LocalPlatform(settings, Supervisor(settings), containers=run)
 
 
-@pytest.fixture(scope="module")
-def local_stack() -> Any:
-    path = Path(__file__).parent.parent / "platform" / "local_stack.py"
-    found = importlib.util.spec_from_file_location("local_stack", path)
-    assert found is not None
-    assert found.loader is not None
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def settings(local_stack: Any) -> Iterator[Settings]:
+def settings() -> Iterator[Settings]:
     with local_stack.local_settings(runtime="podman") as settings:
         up(settings, print, only=["postgres", "envoy"])
         yield settings
 
 
 def test_a_container_serves_is_replaced_when_killed_and_ends_with_the_stack(
-    settings: Settings, podman: list[str], local_stack: Any
+    settings: Settings, podman: list[str]
 ) -> None:
     platform = containers(settings, podman)
     release = Release("flights", 1, "s3://elsewhere/flights-v1", "0" * 64, image=IMAGE)
@@ -157,7 +144,7 @@ def test_a_container_serves_is_replaced_when_killed_and_ends_with_the_stack(
 
 
 def test_a_release_without_an_image_is_refused_with_the_way_out(
-    settings: Settings, podman: list[str], local_stack: Any
+    settings: Settings, podman: list[str]
 ) -> None:
     platform = containers(settings, podman)
     release = Release("flights", 2, "s3://elsewhere/flights-v2", "0" * 64)

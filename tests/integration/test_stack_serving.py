@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 import textwrap
 import time
@@ -23,6 +22,7 @@ from flows.domain.routes import Routes
 from flows.domain.spec import ModelSpec, parse_spec
 from flows.settings import Settings
 from serving.bundle import seal
+from tests.platform import local_stack
 
 MODEL = {
     "name": "doubles",
@@ -44,12 +44,6 @@ def predict(model, rows):
 
 @pytest.fixture(scope="module")
 def settings() -> Iterator[Settings]:
-    path = Path(__file__).parent.parent / "platform" / "local_stack.py"
-    found = importlib.util.spec_from_file_location("local_stack", path)
-    assert found is not None
-    assert found.loader is not None
-    local_stack: Any = importlib.util.module_from_spec(found)
-    found.loader.exec_module(local_stack)
     with local_stack.local_settings(python=sys.executable) as settings:
         up(settings, print, only=("postgres", "redis", "envoy", "prometheus"))
         yield settings
@@ -66,6 +60,14 @@ def release(folder: Path, version: int, factor: int) -> Release:
     (bundle / "model.yaml").write_text(yaml.safe_dump(MODEL))
     (bundle / "handler.py").write_text(textwrap.dedent(HANDLER.format(factor=factor)))
     return Release("doubles", version, str(bundle), seal(bundle))
+
+
+@pytest.fixture(scope="module")
+def first(platform: LocalPlatform, tmp_path_factory: pytest.TempPathFactory) -> Release:
+    """A release that runs."""
+    running = release(tmp_path_factory.mktemp("bundles"), 1, 2)
+    platform.start(running, spec())
+    return running
 
 
 def spec() -> ModelSpec:
@@ -88,11 +90,9 @@ def query(settings: Settings, expression: str) -> list[dict[str, Any]]:
 
 
 def test_a_release_answers_through_the_gateway_and_is_counted_on_both_sides(
-    settings: Settings, platform: LocalPlatform, tmp_path: Path
+    settings: Settings, platform: LocalPlatform, first: Release
 ) -> None:
-    first = release(tmp_path, 1, 2)
-    platform.start(first, spec())
-    platform.route("doubles", Routes({"doubles-v1": 100}))
+    platform.route("doubles", Routes({first.name: 100}))
     url = f"{settings.gateway_url}/models/doubles/predict"
     with httpx.Client(trust_env=False) as client:
         for number in range(20):
@@ -128,12 +128,9 @@ def test_a_bundle_with_another_digest_never_gets_ready_and_says_why(
 
 
 def test_a_second_release_takes_over_without_a_failed_request(
-    settings: Settings, platform: LocalPlatform, tmp_path: Path
+    settings: Settings, platform: LocalPlatform, first: Release, tmp_path: Path
 ) -> None:
-    old = release(tmp_path, 3, 3)
-    new = release(tmp_path, 4, 4)
-    for one in (old, new):
-        platform.start(one, spec())
+    platform.start(release(tmp_path, 4, 4), spec())
     url = f"{settings.gateway_url}/models/doubles/predict"
     answers = []
     with httpx.Client(trust_env=False) as client:
@@ -142,12 +139,12 @@ def test_a_second_release_takes_over_without_a_failed_request(
             return [client.post(url, json={"instances": [1]}).json()["predictions"][0] for _ in range(times)]
 
         for weight in (0, 50, 100):
-            platform.route("doubles", Routes({"doubles-v3": 100 - weight, "doubles-v4": weight}))
+            platform.route("doubles", Routes({first.name: 100 - weight, "doubles-v4": weight}))
             answers.append(ask(20))
         platform.route("doubles", Routes({"doubles-v4": 100}))
-        platform.stop(old)
+        platform.stop(first)
         answers.append(ask(5))
-    assert answers[0] == [3.0] * 20
-    assert set(answers[1]) == {3.0, 4.0}
+    assert answers[0] == [2.0] * 20
+    assert set(answers[1]) == {2.0, 4.0}
     assert answers[2] == [4.0] * 20
     assert answers[3] == [4.0] * 5

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 
@@ -20,6 +16,7 @@ from flows.domain.release import Release, parse_release_name
 from flows.domain.routes import Routes
 from flows.domain.spec import ModelSpec
 from flows.settings import Settings
+from tests.platform import local_stack
 
 
 @dataclass
@@ -36,25 +33,8 @@ class Harness:
     spec: Callable[[str], ModelSpec]
 
 
-def load(name: str) -> ModuleType:
-    """A module beside this file: pytest's importlib mode has no package for it."""
-    if name not in sys.modules:
-        found = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
-        assert found is not None
-        assert found.loader is not None
-        module = importlib.util.module_from_spec(found)
-        sys.modules[name] = module
-        found.loader.exec_module(module)
-    return sys.modules[name]
-
-
 @pytest.fixture(scope="session")
-def local_stack() -> ModuleType:
-    return load("local_stack")
-
-
-@pytest.fixture(scope="session")
-def local_settings(local_stack: ModuleType) -> Iterator[Settings]:
+def local_settings() -> Iterator[Settings]:
     """A stack with nothing but a gateway, for the whole session."""
     with local_stack.local_settings() as settings:
         up(settings, print, only=["envoy"])
@@ -75,7 +55,6 @@ def local(local_settings: Settings) -> Iterator[LocalPlatform]:
 @pytest.fixture
 def memory_harness() -> Harness:
     platform = MemoryPlatform()
-    local_stack = load("local_stack")
 
     def broken(model: str, version: int) -> Release:
         release = Release(model, version, "memory://", "0" * 64)
@@ -93,7 +72,6 @@ def memory_harness() -> Harness:
 
 @pytest.fixture
 def local_harness(local: LocalPlatform, local_settings: Settings, tmp_path: Path) -> Harness:
-    local_stack: Any = load("local_stack")
     return Harness(
         platform=local,
         again=lambda: LocalPlatform(local_settings, Supervisor(local_settings)),

@@ -24,6 +24,7 @@ from flows.domain.errors import DependencyDown, ReleaseNotReady, RouteConflict
 from flows.domain.release import Release
 from flows.domain.routes import Match, Mirror, Routes
 from flows.settings import Settings
+from tests.platform import local_stack
 
 START = Callable[..., Release]
 
@@ -35,9 +36,9 @@ def client(local_settings: Settings) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture
-def start(local: LocalPlatform, local_stack: Any, tmp_path: Path) -> START:
+def start(local: LocalPlatform, tmp_path: Path) -> START:
     def start(model: str, version: int, **behaviour: Any) -> Release:
-        release: Release = local_stack.release(tmp_path, model, version, **behaviour)
+        release = local_stack.release(tmp_path, model, version, **behaviour)
         local.start(release, local_stack.spec(model))
         return release
 
@@ -295,7 +296,7 @@ def test_the_server_is_told_what_the_contract_says(
         "SERVING_REDIS_URL": local_settings.redis_url,
         "SERVING_DATABASE_URL": local_settings.registry_url,
         "SERVING_JOBS_URI": f"{local_settings.artifacts_uri}/jobs",
-        "SERVING_DRAIN_SECONDS": "5",
+        "SERVING_DRAIN_SECONDS": "3",
     }
 
 
@@ -306,7 +307,7 @@ def test_start_waits_until_the_server_is_ready(start: START) -> None:
 
 
 def test_a_server_that_dies_while_starting_is_refused_early_with_its_own_words(
-    local: LocalPlatform, local_stack: Any, tmp_path: Path
+    local: LocalPlatform, tmp_path: Path
 ) -> None:
     release = local_stack.release(tmp_path, "flights", 9, crash=True)
     begun = time.monotonic()
@@ -359,6 +360,7 @@ from flows.adapters.local import LocalPlatform
 from flows.adapters.stack import Supervisor
 from flows.domain.routes import Routes
 from flows.settings import Settings
+from tests.platform import local_stack
 
 model = sys.argv[1]
 settings = Settings()

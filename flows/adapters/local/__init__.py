@@ -102,7 +102,7 @@ class LocalPlatform:
                 command,
                 variables,
                 folder=self._settings.repository,
-                stop_seconds=float(variables["SERVING_DRAIN_SECONDS"]) + GRACE_SECONDS,
+                stop_seconds=commands.DRAIN_SECONDS + GRACE_SECONDS,
                 # A release in service is brought back for as long as it takes.
                 start_retries=1_000_000,
             )

@@ -18,6 +18,8 @@ from flows.settings import LOOPBACK, Settings
 
 Containers = Callable[[Release, str], tuple[list[str], str]]
 """For a release and a low-level runtime: the command that runs containers, and the name of the image."""
+DRAIN_SECONDS = 3
+"""Shorter than in a cluster: the platform has waited for the gateway's requests, and nobody else asks."""
 IMAGE_USER = 65532
 """The user of the images (`serving/Containerfile`)."""
 
@@ -33,6 +35,7 @@ def environment(settings: Settings, release: Release, spec: ModelSpec, record: R
         "SERVING_REDIS_URL": settings.redis_url,
         "SERVING_DATABASE_URL": _with_password(settings.registry_url) if inside else settings.registry_url,
         "SERVING_JOBS_URI": f"{settings.artifacts_uri}/jobs",
+        "SERVING_DRAIN_SECONDS": str(DRAIN_SECONDS),
         "PYTHONUNBUFFERED": "1",
     }
 

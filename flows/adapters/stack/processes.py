@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -77,11 +78,26 @@ def reap(processes: Iterable[psutil.Process], seconds: float = 10) -> int:
     for group, polite in ((others, signal.SIGTERM), (databases, signal.SIGINT)):
         for process in group:
             _send(process, polite)
-        _, left = psutil.wait_procs(group, timeout=seconds)
-        for process in left:
+        for process in (left := _outlast(group, seconds)):
             _send(process, signal.SIGKILL)
-        psutil.wait_procs(left, timeout=5)
+        _outlast(left, 5)
     return len(alive)
+
+
+def _outlast(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
+    """Those that are still alive after `seconds`. A zombie whose parent does not ask for it is not."""
+    deadline = time.monotonic() + seconds
+    left = processes
+    while (left := [process for process in left if _alive(process)]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return left
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _name(process: psutil.Process) -> str:

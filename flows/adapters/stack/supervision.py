@@ -180,8 +180,8 @@ class Supervisor:
     def stop(self, name: str, with_children: bool = False) -> None:
         """Stop it and wait.
 
-        `with_children` is for a Prefect worker: it swallows the first signal while a flow runs. Its flows
-        are told to stop, too (they put the traffic back), and the worker is told again until it goes.
+        `with_children` is for a Prefect worker: its flows are told to stop first and get their time (they
+        put the traffic back), and the worker, which may swallow a signal, is told again until it goes.
         """
         if with_children:
             self._stop_patiently(name)
@@ -242,18 +242,25 @@ class Supervisor:
         state = self.state(name)
         if state is None or not state.pid:
             return
+        # One signal each: a second one would interrupt the flow while it puts the traffic back. So the
+        # worker, which passes its own signals on, hears of it when the flows have gone.
+        told: set[int] = set()
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while (flows := children(state.pid)) and time.monotonic() < deadline:
+            for flow in flows:
+                if flow.pid not in told:
+                    told.add(flow.pid)
+                    with contextlib.suppress(psutil.Error):
+                        flow.terminate()
+            time.sleep(0.1)
         with contextlib.suppress(xmlrpc.client.Fault):
             self._rpc("stopProcess", name, False)
-        for child in children(state.pid):
-            with contextlib.suppress(psutil.Error):
-                child.terminate()
-        deadline = time.monotonic() + PATIENCE_SECONDS
         next_signal = time.monotonic() + AGAIN_SECONDS
         while time.monotonic() < deadline:
             state = self.state(name)
             if state is None or state.state in STOPPED_STATES:
                 return
-            if time.monotonic() >= next_signal and not children(state.pid):
+            if time.monotonic() >= next_signal:
                 with contextlib.suppress(xmlrpc.client.Fault):
                     self._rpc("signalProcess", name, "TERM")
                 next_signal = time.monotonic() + AGAIN_SECONDS
