@@ -13,6 +13,8 @@ from flows.domain.policy import PromotionPolicy
 from flows.domain.verdict import Verdict
 from flows.domain.windows import Window
 
+NO_STABLE = "no request reaches the stable: there is nothing to compare with"
+
 
 def waiting(
     policy: PromotionPolicy, windows: list[Window], counted: Tally, followed: Path, verdict: Verdict
@@ -28,7 +30,7 @@ def waiting(
         share = f"{percent(canary, canary + stable)} of the requests, not {weight} %"
         return replace(verdict, metric="weight", sentence=f"the canary gets {share}: no credit for this step")
     if stable == 0 and weight < final_weight(policy):
-        return replace(verdict, metric="traffic", sentence="no request reaches the stable to compare with")
+        return replace(verdict, metric="traffic", sentence=NO_STABLE)
     unseen = blind(policy, windows)
     if unseen:
         return replace(verdict, metric="metrics", sentence=unseen)
@@ -65,7 +67,11 @@ def more_of_step(
 def blind(policy: PromotionPolicy, windows: list[Window]) -> str:
     """Which gate would pass in silence, since what it looks at is not reported; empty when none."""
     weight = windows[-1].weight
-    here = [window.canary for window in windows if window.weight == weight]
+    step = [window for window in windows if window.weight == weight]
+    stables = [window.stable for window in step if window.stable is not None]
+    if stables and weight < final_weight(policy) and not any(stable.requests for stable in stables):
+        return NO_STABLE
+    here = [window.canary for window in step]
     requests = sum(counts.requests for counts in here)
     if requests and policy.require_metrics and not any(counts.reported for counts in here):
         return "the canary's servers show no metrics: its outputs cannot be checked (require_metrics)"

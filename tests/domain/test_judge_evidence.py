@@ -204,13 +204,14 @@ def test_bursts_are_tempered_and_independent_requests_are_not() -> None:
     bad = (arm * burst)[..., None]
     phi = dispersion(bad, both, np.broadcast_to(weight, burst.shape))
     assert np.median(phi[:, -1]) == pytest.approx(30, rel=0.4)
-    # From the hundredth window on, when the bursts have been seen: how many healthy canaries are rejected.
+    # After some fifty bursts, a few of them on the canary: how many healthy canaries are rejected. (Before it
+    # has seen one there, no statistic of the split can tell a burst from harm.)
     rejected = {}
     for name, temper in (("untempered", np.ones_like(phi)), ("tempered", phi)):
-        logs = ratio_logs(bad, both, np.full(burst.shape, share), temper=temper)[..., 100:, :]
+        logs = ratio_logs(bad, both, np.full(burst.shape, share), temper=temper)[..., 250:, :]
         path = mean_log(np.cumsum(logs, axis=-2), axis=0)[..., 0]
         rejected[name] = (path.max(axis=1) >= math.log(100)).mean()
-    assert rejected["untempered"] > 0.5
+    assert rejected["untempered"] > 0.3
     assert rejected["tempered"] <= 0.02
 
 

@@ -1,0 +1,101 @@
+"""A policy that contradicts itself is refused, and the field is named; a plan says what it can find."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from flows.domain.errors import SpecInvalid
+from flows.domain.plan import duration, plan
+from flows.domain.policy import PromotionPolicy
+from flows.domain.spec import parse_spec
+
+SPEC = """
+name: flights
+signature: {{inputs: [{{name: x, type: number}}], outputs: [{{name: y, type: number}}]}}
+promotion: {promotion}
+"""
+
+
+@pytest.mark.parametrize(
+    ("promotion", "key"),
+    [
+        ("{steps: [25, 5, 100]}", "promotion.steps: "),
+        ("{steps: [5, 25, 50]}", "promotion.steps: "),
+        ("{steps: [5, 5, 100]}", "promotion.steps: "),
+        ("{steps: [0, 100]}", "promotion.steps: "),
+        ("{steps: []}", "promotion.steps: "),
+        ("{alpha: 0}", "promotion.alpha: "),
+        ("{alpha: 1}", "promotion.alpha: "),
+        ("{alpha: .nan}", "promotion.alpha: "),
+        ("{beta: -0.1}", "promotion.beta: "),
+        ("{dwell_seconds: .inf}", "promotion.dwell_seconds: "),
+        ("{dwell_seconds: 5000}", "promotion.deadline_seconds: "),
+        ("{dwell_seconds: 100, deadline_seconds: 60}", "promotion.deadline_seconds: "),
+        ("{dwell_seconds: 10}", "promotion.window_seconds: "),
+        ("{max_ratio: 1}", "promotion.max_ratio: "),
+        ("{max_shift: 1.5}", "promotion.max_shift: "),
+        ("{approve_before: [30]}", "promotion.approve_before: "),
+        ("{at_deadline: shrug}", "promotion.at_deadline: "),
+        ("{hold_back: 60}", "promotion.hold_back: "),
+        ("{weights: {errors: 0, latency: 0, outputs: 0, agreement: 0}}", "promotion.weights.agreement: "),
+        ("{weights: {errors: -1}}", "promotion.weights.errors: "),
+        ("{patience: 5}", "promotion.patience: unknown key"),
+    ],
+)
+def test_a_contradiction_is_named(promotion: str, key: str) -> None:
+    with pytest.raises(SpecInvalid) as caught:
+        parse_spec(SPEC.format(promotion=promotion), "model.yaml")
+    assert key in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_defaults_and_a_quick_policy_are_valid() -> None:
+    assert PromotionPolicy().steps == (5, 25, 50, 100)
+    quick = parse_spec(SPEC.format(promotion="{dwell_seconds: 8, window_seconds: 2}"), "model.yaml").promotion
+    assert quick.dwell_seconds == 8
+
+
+def test_the_plan_of_the_issue() -> None:
+    found = plan(PromotionPolicy(), 12, 0.005)
+    assert found.decides
+    assert found.minutes_to_find == pytest.approx(27, abs=3)
+    assert found.minutes_to_certify == pytest.approx(15.5, abs=1)
+    assert found.sentences[0].startswith(
+        "at the last hour's 12 rps a doubling of 0.5 % errors is found in about 2"
+    )
+    assert found.sentences[1] == "a healthy canary is certified in about 15 min"
+
+
+@pytest.mark.parametrize(
+    ("policy", "rps", "rate", "warning"),
+    [
+        ({}, 0.1, 0.01, "cannot decide within its deadline of 3 h"),
+        ({"at_deadline": "promote_unproven"}, 0.1, 0.01, "promoted unproven"),
+        ({"deadline_seconds": 900}, 10, 0.005, "16 min would be enough"),
+        ({}, 0.0, 0.0, "no traffic in the last hour"),
+    ],
+)
+def test_a_plan_that_cannot_decide_warns_with_numbers(
+    policy: dict[str, Any], rps: float, rate: float, warning: str
+) -> None:
+    found = plan(PromotionPolicy.model_validate(policy), rps, rate)
+    assert not found.decides
+    assert found.minutes_to_certify is None
+    last = found.sentences[-1]
+    assert last.startswith("warning: ")
+    assert warning in last
+
+
+def test_more_traffic_never_makes_a_plan_slower() -> None:
+    minutes = [plan(PromotionPolicy(), rps, 0.005).minutes_to_find or 1e9 for rps in (1, 5, 20, 100, 1000)]
+    assert minutes == sorted(minutes, reverse=True)
+    assert plan(PromotionPolicy(), 10, 0.0).sentences[0].endswith("a canary that has some is soon found")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.2, "1 s"), (95, "95 s"), (1440, "24 min"), (16_920, "4.7 h"), (10**6, "12 days")]
+)
+def test_durations_are_said_as_people_say_them(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
