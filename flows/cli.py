@@ -48,7 +48,7 @@ def settings() -> Settings:
 
 @app.callback()
 def prepare_prefect() -> None:
-    """Prefect reads its settings when it is imported, which every verb does for itself: so they come first."""
+    """Prefect reads its settings when it is imported, which the verbs do: so they come first."""
     for name, value in settings().prefect_environment().items():
         os.environ.setdefault(name, value)
 
@@ -281,6 +281,44 @@ def sweep() -> None:
         say(sentence)
     if swept.problems:
         raise typer.Exit(1)
+
+
+@app.command(rich_help_panel="Regular work")
+def drift(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(help="Models to check; all that are due if none.", show_default=False),
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(help="First moment: 2013-07-01, 2013-07-01T12:00, or an age such as 7d.")
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="Last moment, in the same forms.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every model, due or not.")] = False,
+) -> None:
+    """Check traffic for drift, as the schedule does. Needs no Prefect server. Exit 1 if a check failed."""
+    from flows.domain.drift_report import table
+    from flows.drift import check_by_hand
+    from flows.wiring import control_plane
+
+    plane = control_plane(settings())
+    results = check_by_hand(plane, plane.registry.models() if every else models, since, until)
+    for result in results:
+        console.print(table(result))
+    if not results:
+        say("no model is due")
+    if any(result.outcome == "failed" for result in results):
+        raise typer.Exit(1)
+
+
+@app.command(
+    rich_help_panel="This machine",
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []},
+)
+def traffic(context: typer.Context) -> None:
+    """Replay rows through the gateway as live traffic; 'modelserve traffic --help' lists the options."""
+    from flows.traffic import main as replay
+
+    raise typer.Exit(replay(context.args))
 
 
 # -- the demonstration --------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,10 @@ from flows.adapters import stack
 from flows.bootstrap import bring_up
 from flows.console import addresses
 from flows.domain.errors import DependencyDown, ModelServeError
+from flows.domain.findings import Outcome as DriftOutcome
 from flows.domain.promotion import State
 from flows.domain.release import release_name
-from flows.following import follow, start_promotion
+from flows.following import follow, run_flow, start_promotion
 from flows.registration import register_release
 from flows.settings import Settings
 from flows.wiring import ControlPlane, control_plane
@@ -42,6 +44,10 @@ KEPT = ("images",)
 """What an earlier demonstration leaves that is worth keeping: the base of all images."""
 LIVE = ("2013-07-01", "2013-08-16")
 LATER = ("2013-09-01", "2013-11-30")
+LATER_SHARE, LATER_RATE = 0.1, 300
+"""A tenth of the later flights, fast: about 8 000 in half a minute."""
+DRIFT_SECONDS = 180
+"""How long the drift flow may take."""
 ALERT_SECONDS = 120
 """How long an alert may take from the fault to traffic on the old release."""
 
@@ -78,7 +84,7 @@ def run_demo(settings: Settings, console: Console, *, keep: bool) -> bool:
 
 
 def _empty_stack(settings: Settings, console: Console) -> ControlPlane:
-    """The stack, with nothing in it from an earlier demonstration. Other people's models are never touched."""
+    """The stack, with nothing in it from an earlier demonstration. Models of yours are never touched."""
 
     def say(line: str) -> None:
         console.print(line, markup=False)
@@ -138,7 +144,7 @@ def _train(plane: ControlPlane, folder: Path, console: Console) -> None:
 @contextmanager
 def _traffic(plane: ControlPlane, folder: Path, console: Console) -> Iterator[None]:
     """Users, for as long as the body runs: a process of its own."""
-    command = [sys.executable, "-m", "flows.traffic", "--rows", str(folder / "rows.parquet")]
+    command = [sys.executable, "-m", "flows.traffic", "--rows", str(folder / "flights-2013.parquet")]
     command += ["--model", MODEL, "--gateway", plane.settings.gateway_url, "--rate", str(RATE)]
     command += ["--since", LIVE[0], "--until", LIVE[1], "--repeat", "--wait", "600", "--quiet"]
     command += ["--statistics", str(folder / "traffic.json"), "--log", str(folder / "requests.jsonl")]
@@ -204,7 +210,27 @@ def _alert(plane: ControlPlane, console: Console) -> Outcome:
 
 
 def _drift(plane: ControlPlane, folder: Path, console: Console) -> Outcome:
-    raise NotImplementedError
+    """Send a sample of three later months, then check them as the schedule would."""
+    began = time.monotonic()
+    with console.status(f"replaying a sample of the flights from {LATER[0]} to {LATER[1]} …"):
+        # The day after the last one ends the selection.
+        until = str(date.fromisoformat(LATER[1]) + timedelta(days=1))
+        arguments = ["flows.traffic", "--rows", str(folder / "flights-2013.parquet"), "--model", MODEL]
+        arguments += ["--gateway", plane.settings.gateway_url, "--since", LATER[0], "--until", until]
+        arguments += ["--sample", str(LATER_SHARE), "--rate", str(LATER_RATE), "--feedback-delay", "1"]
+        _python([*arguments, "--quiet"], "the replay failed", console)
+    with console.status("the drift flow compares them with what the release was trained on …"):
+        run_flow("drift/drift", {"model": MODEL, "since": LATER[0]}, DRIFT_SECONDS)
+    checks = plane.registry.drift_checks(MODEL, limit=1)
+    if not checks:
+        return Outcome(MODEL, "never checked", "no check was recorded", time.monotonic() - began, False)
+    _, outcome, result = checks[0]
+    sentence = str(result["sentence"])
+    console.print(sentence, markup=False)
+    if report := result.get("report"):
+        console.print(f"report: {report}", markup=False)
+    right = outcome in (DriftOutcome.DRIFTED, DriftOutcome.HARMED) and bool(report)
+    return Outcome(str(result.get("release")), outcome, sentence, time.monotonic() - began, right)
 
 
 def _statistics(folder: Path) -> dict[str, dict[str, Any]]:

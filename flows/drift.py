@@ -57,6 +57,15 @@ def check_models(
     return results
 
 
+def check_by_hand(
+    plane: ControlPlane, models: Sequence[str] | None, since: str | None, until: str | None
+) -> list[DriftResult]:
+    """`modelserve drift`: the models named, or those that are due. Raises SpecInvalid for a bad time."""
+    now = datetime.now(UTC)
+    begin, end = moment(since, now), moment(until, now)
+    return [check_model(plane, model, begin, end) for model in models or due_models(plane, now)]
+
+
 def due_models(plane: ControlPlane, now: datetime) -> list[str]:
     """Models whose schedule has struck since their last check."""
     due = []

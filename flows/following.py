@@ -52,6 +52,20 @@ def start_promotion(plane: ControlPlane, model: str, version: int) -> Started:
     return Started(model, version, run.id, url)
 
 
+def run_flow(deployment: str, parameters: dict[str, object], seconds: float) -> RunState:
+    """Run a Prefect deployment to its end; its final state. Raises DependencyDown after `seconds`."""
+    with _client() as client:
+        found = client.read_deployment_by_name(deployment)
+        run = client.create_flow_run_from_deployment(found.id, parameters=parameters)
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            state = client.read_flow_run(run.id).state
+            if state is not None and state.is_final():
+                return state
+            time.sleep(LOOK_SECONDS)
+    raise DependencyDown(f"the flow run of {deployment} did not end within {seconds:g} s; see the Prefect UI")
+
+
 def follow(plane: ControlPlane, started: Started, console: Console) -> bool:
     """Print what happens until the run has ended; True when the release was promoted.
 
