@@ -27,6 +27,8 @@ def serve() -> int:
         from serving.supervisor import Supervisor
 
         return Supervisor(settings).run()
+    # Threads of one matrix product wait asleep: spinning would take the CPU from the event loop.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from serving.server import ModelServer
 
     if inherited is None:

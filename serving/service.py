@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import sys
 import time
 from collections.abc import Sequence
 from enum import StrEnum
@@ -23,7 +24,7 @@ from serving.codec import invalid
 from serving.engine import RecordEngine
 from serving.errors import BadRequest, Invalid, Problem, StartupError, Unavailable
 from serving.exchange import JSON, Answer, BodyReader, Call, check_json_type, decompressed
-from serving.model import LoadedModel, load_model
+from serving.model import LoadedModel, load_model, warm_up
 from serving.monitor import OutputMonitor
 from serving.redis_link import RedisAbsent, RedisLink
 from serving.rows import Payload, Result, joined_payload
@@ -37,6 +38,7 @@ logger = logging.getLogger("serving")
 
 TEXT = b"text/plain; charset=utf-8"
 _FEEDBACK_BYTES = 1 << 20
+_SWITCH_SECONDS = 0.0002
 
 
 class State(StrEnum):
@@ -88,6 +90,9 @@ class Service:
         self._install(loaded)
         if self.link is not None:
             await self.link.connect()
+        # The model's thread takes the lock of the interpreter again after every operation of the library, and
+        # would wait 5 ms for it each time while the event loop is busy.
+        sys.setswitchinterval(_SWITCH_SECONDS)
         # A full collection over torch's objects takes 60 ms: they are here to stay, so it never sees them.
         gc.collect()
         gc.freeze()
@@ -109,6 +114,9 @@ class Service:
             prefer_thread=isinstance(loaded.engine, RecordEngine),
         )
         self._batcher = batcher
+        if batcher.inline:
+            # Libraries set up state for each thread that calls them: warm the one that will.
+            warm_up(loaded)
         monitor = OutputMonitor(spec, telemetry.outputs)
         if isinstance(loaded.engine, RecordEngine):
             loaded.engine.observed = monitor.records

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -32,7 +33,8 @@ class PyTorchRuntime:
         spec = model.serving.runtime
         self._spec = spec
         self._device = choose_device(spec.device)
-        torch.set_num_threads(spec.threads or 1)
+        self._threads = spec.threads or 1
+        self._settled = threading.local()
         self._broken: str | None = None
         self._names = [column.name for column in model.signature.outputs]
         self._dtype = None if spec.dtype == "float32" else getattr(torch, spec.dtype)
@@ -41,6 +43,10 @@ class PyTorchRuntime:
         self._plain = self._device == "cpu" and self._dtype is None
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
+        # The number is kept by thread, and matrix products in a thread that has not said one take all CPUs.
+        if getattr(self._settled, "threads", 0) != self._threads:
+            torch.set_num_threads(self._threads)
+            self._settled.threads = self._threads
         with torch.inference_mode():
             if self._plain:
                 answer = self._module(*[_tensor(array) for array in inputs])
@@ -58,10 +64,10 @@ class PyTorchRuntime:
         single = min(largest_batch() for _ in range(_TUNING_RUNS))
         if single < _ONE_THREAD_BELOW_SECONDS:
             return
-        torch.set_num_threads(quota)
+        self._threads = quota
         largest_batch()
         if min(largest_batch() for _ in range(_TUNING_RUNS)) > single * _WORTH_IT:
-            torch.set_num_threads(1)
+            self._threads = 1
 
     def device_memory(self) -> int | None:
         return int(torch.cuda.memory_allocated()) if self._device == "cuda" else None
