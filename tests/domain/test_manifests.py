@@ -1,4 +1,4 @@
-"""Rendering: what is refused, what depends on the spec, and that a route survives the trip to Istio and back."""
+"""Rendering: what is refused, what depends on the spec, and that a route survives the trip to Istio."""
 
 from __future__ import annotations
 
@@ -195,8 +195,5 @@ def test_what_somebody_made_of_our_entry_is_an_error_and_not_a_route(change: Any
     routes = Routes({"flights-v1": 90, "flights-v2": 10})
     entries = mesh.entries_of("flights", routes, Cluster(), SKELETONS["route"], {})
     change(entries[-1])
-    if entries[-1].get("route") == []:
-        assert mesh.routes_of("flights", entries) == Routes()
-        return
     with pytest.raises(RouteConflict, match="was edited into something else"):
         mesh.routes_of("flights", entries)
