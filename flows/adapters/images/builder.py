@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import shutil
@@ -92,7 +93,6 @@ class ImageBuilder:
                 self._engine.build(self._recipe.containerfile, "runtime", arguments, context, tag)
             digest = self._copy(tag, f"runtime-{device}")
             self._engine.prune()
-            oci.sweep(self._layout)
             progress(f"image: everything but the model is ready ({time.monotonic() - started:.0f} s)")
             return f"{self._layout}@{digest}"
 
@@ -154,8 +154,7 @@ class ImageBuilder:
     def remove(self, release: Release) -> None:
         """Remove the release's image and its layer; nothing happens when there is none."""
         with self._turn():
-            oci.forget(self._layout, release.name)
-            oci.sweep(self._layout)
+            oci.sweep(self._layout, forget=release.name)
             self._engine.remove(self.tag(release))
 
     def tag(self, release: Release) -> str:
@@ -239,9 +238,8 @@ class ImageBuilder:
     def _copy(self, tag: str, name: str) -> str:
         try:
             self._engine.copy(tag, self._layout, name)
-        except ImageFailed:
+        finally:
             oci.sweep(self._layout)
-            raise
         digest = oci.digest_of(self._layout, name)
         if digest is None:
             raise ImageFailed(
@@ -260,6 +258,10 @@ class ImageBuilder:
                 shutil.copytree(wheels, context / "wheels", copy_function=_link)
                 yield context
             except OSError as error:
+                if error.errno == errno.ENOSPC:
+                    raise ImageFailed(
+                        f"no space left on the disk of {self._cache}; free some and try again"
+                    ) from error
                 raise ImageFailed(f"the build context cannot be written: {error}") from error
 
     @contextmanager

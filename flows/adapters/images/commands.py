@@ -10,6 +10,8 @@ from pathlib import Path
 from flows.domain.errors import ImageFailed
 
 NO_SPACE = "no space left on device"
+CUT_OFF = "read/write on closed pipe"
+"""All that buildah says when the disk fills up while it stores a layer."""
 
 
 def run(
@@ -47,9 +49,10 @@ def run(
 def _reason(program: str, output: str, code: int) -> str:
     """The line of a program's output that says why it failed."""
     lines = [line.strip() for line in output.splitlines() if line.strip()]
-    for line in lines:
-        if NO_SPACE in line.lower():
-            return f"no space left on the disk of the image cache ({program}); free some and try again"
+    if any(NO_SPACE in line.lower() for line in lines):
+        return f"no space left on the disk of the image cache (said by {program}); free some and try again"
+    if any(CUT_OFF in line for line in lines):
+        return f"{program} could not store a layer, most likely no space left on the disk; free some and try again"
     errors = [line for line in lines if line.lower().startswith(("error", "e:", "time=")) or "fatal" in line]
     line = (errors or lines or [f"exit code {code} without a word"])[-1]
     return f"{program} says: {line if len(line) <= 400 else '… ' + line[-400:]}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -105,12 +106,12 @@ class Buildah:
         self._do(["buildah", "rmi", "--prune"], "removing old layers", COPY_TIMEOUT_SECONDS)
 
     def container(self, tag: str, runtime: str) -> tuple[list[str], str]:
+        # The storage as options: whoever runs this command need not set CONTAINERS_STORAGE_CONF.
+        storage = tomllib.loads(self._configuration.read_text(encoding="utf-8"))["storage"]
         command = ["podman", "--root", str(self._root), "--runroot", str(self._run), "--runtime", runtime]
-        options = json.loads(self._do(["buildah", "info"], "asking buildah", QUICK_TIMEOUT_SECONDS))
-        driver = str(options["store"]["GraphDriverName"])
-        command += ["--storage-driver", driver]
-        if driver == "overlay" and "fuse-overlayfs" in self._configuration.read_text(encoding="utf-8"):
-            command += ["--storage-opt", f"overlay.mount_program={shutil.which('fuse-overlayfs')}"]
+        command += ["--storage-driver", str(storage["driver"])]
+        for name, value in storage.get("options", {}).get("overlay", {}).items():
+            command += ["--storage-opt", f"overlay.{name}={value}"]
         return [*command, "run"], tag
 
     def _do(self, arguments: Sequence[str | Path], what: str, timeout: float) -> str:
@@ -123,14 +124,13 @@ class Buildah:
     def _choose_driver(self) -> None:
         """Take the quickest storage driver that works here; vfs copies every layer, so it comes last."""
         fuse = shutil.which("fuse-overlayfs")
-        tries = ["", f'[storage.options.overlay]\nmount_program = "{fuse}"\n' if fuse else None]
-        for options in tries:
-            if options is not None and self._works("overlay", options):
+        for mount_program in ["", fuse]:
+            if mount_program is not None and self._works("overlay", mount_program):
                 return
         self._write_configuration("vfs", "")
 
-    def _works(self, driver: str, options: str) -> bool:
-        self._write_configuration(driver, options)
+    def _works(self, driver: str, mount_program: str) -> bool:
+        self._write_configuration(driver, mount_program)
         try:
             self._do(["buildah", "info"], "probing the storage", QUICK_TIMEOUT_SECONDS)
         except ImageFailed:
@@ -140,11 +140,14 @@ class Buildah:
             return False
         return True
 
-    def _write_configuration(self, driver: str, options: str) -> None:
-        self._configuration.write_text(
-            f'[storage]\ndriver = "{driver}"\ngraphroot = "{self._root}"\nrunroot = "{self._run}"\n{options}',
-            encoding="utf-8",
-        )
+    def _write_configuration(self, driver: str, mount_program: str) -> None:
+        lines = ["[storage]", f'driver = "{driver}"']
+        lines += [f'graphroot = "{self._root}"', f'runroot = "{self._run}"']
+        if driver == "overlay":
+            # Without this, a mount stays on the storage and its folder cannot be removed.
+            lines += ["[storage.options.overlay]", 'skip_mount_home = "true"']
+            lines += [f'mount_program = "{mount_program}"'] if mount_program else []
+        self._configuration.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 class Docker:

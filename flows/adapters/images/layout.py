@@ -16,7 +16,7 @@ NAME = "org.opencontainers.image.ref.name"
 def digest_of(layout: Path, name: str) -> str | None:
     """The manifest digest (`sha256:…`) of the image called `name`, None when there is none."""
     for manifest in _index(layout)["manifests"]:
-        if manifest.get("annotations", {}).get(NAME) == name:
+        if _name(manifest) == name:
             return str(manifest["digest"])
     return None
 
@@ -27,22 +27,19 @@ def layer_bytes(layout: Path, digest: str) -> list[int]:
     return [int(layer["size"]) for layer in manifest["layers"]]
 
 
-def forget(layout: Path, name: str) -> None:
-    """Take the image called `name` out of the layout; its blobs go with the next `sweep`."""
+def sweep(layout: Path, forget: str | None = None) -> None:
+    """Remove what no named image uses: its own if it is to `forget`, replaced ones, interrupted copies.
+
+    Skopeo takes the name from an image that it replaces, and leaves its entry and its blobs behind.
+    """
     index = _index(layout)
-    kept = [entry for entry in index["manifests"] if entry.get("annotations", {}).get(NAME) != name]
-    if len(kept) == len(index["manifests"]):
-        return
-    index["manifests"] = kept
-    partial = layout / "index.json.partial"
-    partial.write_text(json.dumps(index), encoding="utf-8")
-    partial.replace(layout / "index.json")
-
-
-def sweep(layout: Path) -> None:
-    """Remove every blob that no image uses, and what interrupted copies left behind."""
+    kept = [entry for entry in index["manifests"] if _name(entry) not in (None, forget)]
+    if len(kept) < len(index["manifests"]):
+        partial = layout / "index.json.partial"
+        partial.write_text(json.dumps({**index, "manifests": kept}), encoding="utf-8")
+        partial.replace(layout / "index.json")
     used = set()
-    for entry in _index(layout)["manifests"]:
+    for entry in kept:
         manifest = json.loads(_blob(layout, entry["digest"]).read_text(encoding="utf-8"))
         used.update([entry["digest"], manifest["config"]["digest"]])
         used.update(layer["digest"] for layer in manifest["layers"])
@@ -51,6 +48,11 @@ def sweep(layout: Path) -> None:
             blob.unlink()
     for leftover in layout.glob("oci-put-blob*"):
         leftover.unlink()
+
+
+def _name(entry: dict[str, Any]) -> str | None:
+    found: str | None = entry.get("annotations", {}).get(NAME)
+    return found
 
 
 def _index(layout: Path) -> dict[str, Any]:
