@@ -134,6 +134,8 @@ def routes_of(model: str, entries: Sequence[Manifest]) -> Routes:
         return Routes()
     try:
         weights = {_release_in(part): int(part.get("weight", 100)) for part in split["route"]}
+        if not weights:
+            raise ValueError("it routes to nobody")
         matches = tuple(_match_in(entry) for entry in entries if str(entry.get("name", "")).startswith(MATCH))
         mirror = None
         if "mirror" in split:
