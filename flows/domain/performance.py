@@ -20,7 +20,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
 from flows.domain.binning import Floats, numbers
-from flows.domain.calibration import LEAST_WINDOWS, critical, spread_in_time
+from flows.domain.calibration import LEAST_WINDOWS, critical, spread_in_rows, spread_in_time
 from flows.domain.drift_policy import DriftPolicy
 from flows.domain.frames import OUTCOME, TIME
 
@@ -42,6 +42,8 @@ class PerformanceProfile(BaseModel):
 
     task: Task
     rows: int
+    in_time: bool
+    """Whether the windows are stretches of time rather than runs of rows."""
     quality: float
     """AUC (binary), share of right labels (label) or mean absolute error (number)."""
     qualities: list[float]
@@ -219,6 +221,7 @@ def performance_profile(
     return PerformanceProfile(
         task=task,
         rows=whole.outcomes,
+        in_time=anchor is not None and TIME in frame,
         quality=quality,
         qualities=[entry[0] for entry in enough],
         sizes=[entry[2] for entry in enough],
@@ -286,7 +289,11 @@ def _limit(
     values = np.array(profile.qualities)[:, None]
     sampling = np.array([profile.sampling])
     others = (values.sum() - values) / (len(values) - 1)
-    spread = spread_in_time(values - others, sizes, sampling, float(profile.rows))
+    if profile.in_time:
+        spread = spread_in_time(values - others, sizes, sampling, float(profile.rows))
+    else:
+        blocks = np.array(profile.sizes, dtype=np.int64)
+        spread = spread_in_rows(values, blocks, sampling, float(whole.outcomes))
     variance, freedom = spread.variance(np.array([float(whole.outcomes)]), windows)
     explained = float(critical(np.array([2 * level]), freedom)[0] * np.sqrt(variance[0]))
     if whole.task == "number":

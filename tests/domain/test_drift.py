@@ -198,11 +198,8 @@ def test_a_profile_is_text_and_needs_no_training_rows() -> None:
 
     assert check(again, live, POLICY) == check(profile(), live, POLICY)
     trained = rows(8000, 1)
-    kept = {
-        column.name: set(column.bounds) & set(trained[column.name])
-        for column in again.columns
-        if column.bounds
-    }
+    bounded = [column for column in again.columns if column.bounds]
+    kept = {column.name: set(column.bounds) & set(trained[column.name]) for column in bounded}
     ends = {name: {trained[name].min(), trained[name].max()} for name in kept}
     assert kept == ends, "of the training set's own values only the two ends of a range are kept"
 
