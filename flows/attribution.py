@@ -45,6 +45,11 @@ def blame(plane: ControlPlane, model: str, version: str | None) -> Finding:
             Blame.SHARED,
             f"the alert names v{named}, which served before v{newest.version}: that one is not the cause",
         )
+    if standing.promotion is None and standing.previous is None:
+        # It has proven itself once, and without it nobody would answer at all.
+        return Finding(
+            Blame.SHARED, f"v{newest.version} has no earlier release to go back to: a person must look"
+        )
     verdict = _last_verdict(plane, standing)
     if verdict is not None and verdict.metric == INCIDENT:
         return Finding(Blame.SHARED, verdict.sentence)

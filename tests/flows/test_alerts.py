@@ -87,8 +87,20 @@ def test_resolved_foreign_and_unknown_alerts_move_nothing(client: TestClient, st
 @pytest.mark.usefixtures("settled")
 def test_a_second_alert_within_the_cool_down_waits_for_a_person(client: TestClient, story: Story) -> None:
     assert answer(client, alert("a")) == ["rolled-back"]
-    assert answer(client, alert("b", version="1")) == ["cooling-down"]
+    story.register(3)
+    story.promoted(3)
+    assert answer(client, alert("b", version="3")) == ["cooling-down"]
+    assert story.weights() == {"flights-v3": 100}
+
+
+@pytest.mark.usefixtures("settled")
+def test_the_last_release_that_is_left_is_not_taken_out_by_an_alert(
+    client: TestClient, story: Story, plane: ControlPlane
+) -> None:
+    assert answer(client, alert("a")) == ["rolled-back"]
+    assert answer(client, alert("b", version="1")) == ["shared-incident"]
     assert story.weights() == {"flights-v1": 100}
+    assert "no earlier release to go back to" in (plane.registry.standing("flights").frozen or "")
 
 
 def test_a_canary_is_taken_out_when_the_evidence_does_not_clear_it(client: TestClient, story: Story) -> None:

@@ -93,6 +93,8 @@ class LocalPlatform:
     def start(self, release: Release, spec: ModelSpec) -> None:
         """Start the server and wait until `/readyz` says 200, at most `resources.start_seconds`."""
         known = self._records.get(release.name)
+        if known is not None and known.sha256 == release.sha256 and self._runs_well(known):
+            return
         record = self._records.claim(release, spec.resources.drain_seconds)
         variables = commands.environment(self._settings, release, spec, record)
         try:
@@ -174,6 +176,12 @@ class LocalPlatform:
         self._records.forget(name)
         self._scrape_file(name).unlink(missing_ok=True)
         self._gateway.offer(self._ports())
+
+    def _runs_well(self, record: Record) -> bool:
+        """It serves: then it is left alone, also when this program would start it differently by now. A
+        rollback calls `start` on the release that users are about to need."""
+        state = self._supervision.state(record.release)
+        return state is not None and state.state == "RUNNING" and _unready(record.url) is None
 
     def _await(self, record: Record, seconds: float) -> None:
         begun = time.monotonic()
