@@ -189,13 +189,13 @@ class Supervisor:
 
     def remove(self, name: str) -> None:
         """Stop the program and forget it, files included."""
-        if self.alive():
-            with self.lock():
-                if name in {state.name for state in self.states()}:
-                    self._halt(name)
-                    self._call("removeProcessGroup", name)
-        for suffix in ("conf", "sh"):
-            (self._settings.programs_folder / f"{name}.{suffix}").unlink(missing_ok=True)
+        if alive := self.alive():
+            self._halt(name)  # before the turn: it may take its time to drain
+        with self.lock():
+            if alive and name in {state.name for state in self.states()}:
+                self._call("removeProcessGroup", name)
+            for suffix in ("conf", "sh"):
+                (self._settings.programs_folder / f"{name}.{suffix}").unlink(missing_ok=True)
 
     def states(self) -> list[ProgramState]:
         states = []
