@@ -172,7 +172,7 @@ def test_a_mirror_gets_copies_that_nobody_counts_or_sees(
         time.sleep(0.05)
     assert log.read_text().count("/predict") == 30
     assert counted(local_settings, "flights-v5") == before
-    assert counted(local_settings, "flights-v5@mirror")["5"] == 30
+    assert counted(local_settings, "flights-v5@aside")["5"] == 30
 
 
 def test_a_mirror_of_a_part_gets_that_part(local: LocalPlatform, client: httpx.Client, start: START) -> None:

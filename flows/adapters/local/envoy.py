@@ -18,8 +18,8 @@ from flows.domain.routes import Match, Mirror, Routes
 Entry = dict[str, Any]
 
 VERSION_HEADER = "x-model-version"
-MIRROR_SUFFIX = "@mirror"
-"""Copies go through a cluster of their own, so that they never count as a release's traffic."""
+ASIDE_SUFFIX = "@aside"
+"""Copies and outcomes go through a cluster of their own, so that they never count as a release's traffic."""
 MILLION = 1_000_000
 COOKIE_SECONDS = 30 * 24 * 3600
 """How long a visitor of an A/B test keeps the release that the split gave him first."""
@@ -79,7 +79,7 @@ def entries_of(model: str, routes: Routes, timeout_seconds: float) -> list[Entry
             },
         }
 
-    entries = []
+    entries = [_feedback(model, routes, timeout_seconds)]
     for release in routes.weights:
         version = str(parse_release_name(release)[1])
         entries.append(entry(f"version/{version}", [_exactly(VERSION_HEADER, version)], {"cluster": release}))
@@ -96,7 +96,7 @@ def entries_of(model: str, routes: Routes, timeout_seconds: float) -> list[Entry
         share = {"numerator": round(routes.mirror.percent * MILLION / 100), "denominator": "MILLION"}
         action["request_mirror_policies"] = [
             {
-                "cluster": routes.mirror.release + MIRROR_SUFFIX,
+                "cluster": routes.mirror.release + ASIDE_SUFFIX,
                 "runtime_fraction": {"default_value": share},
             }
         ]
@@ -180,7 +180,7 @@ def _mirror_in(action: Mapping[str, Any]) -> Mirror | None:
     share = policies[0]["runtime_fraction"]["default_value"]
     per = {"HUNDRED": 100, "TEN_THOUSAND": 10_000, "MILLION": MILLION}[share.get("denominator", "HUNDRED")]
     percent = share.get("numerator", 0) * 100 / per
-    return Mirror(policies[0]["cluster"].removesuffix(MIRROR_SUFFIX), percent)
+    return Mirror(policies[0]["cluster"].removesuffix(ASIDE_SUFFIX), percent)
 
 
 def _cookie(model: str, match: Match | None) -> Entry:
@@ -193,6 +193,20 @@ def _cookie(model: str, match: Match | None) -> Entry:
         "response_headers_to_add": [
             {"header": {"key": "set-cookie", "value": value}, "append_action": "APPEND_IF_EXISTS_OR_ADD"}
         ]
+    }
+
+
+def _feedback(model: str, routes: Routes, timeout_seconds: float) -> Entry:
+    """Outcomes are no calls of the model: any release stores them, and no release answers for them."""
+    keeper = max(routes.weights, key=lambda release: routes.weights[release])
+    return {
+        "name": f"{model}/feedback",
+        "match": {"path": f"/models/{model}/feedback"},
+        "route": {
+            "cluster": keeper + ASIDE_SUFFIX,
+            "prefix_rewrite": "/feedback",
+            "timeout": f"{timeout_seconds:g}s",
+        },
     }
 
 

@@ -85,8 +85,8 @@ class Gateway:
         mirrors = {
             name: envoy.cluster(name, "127.0.0.1", ports[release])
             for name in named
-            if name.endswith(envoy.MIRROR_SUFFIX)
-            and (release := name.removesuffix(envoy.MIRROR_SUFFIX)) in ports
+            if name.endswith(envoy.ASIDE_SUFFIX)
+            and (release := name.removesuffix(envoy.ASIDE_SUFFIX)) in ports
         }
         clusters = [entry for _, entry in sorted({**kept, **offered, **mirrors}.items())]
         if clusters == present["resources"]:
