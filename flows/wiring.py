@@ -64,7 +64,8 @@ def platform(settings: Settings) -> Platform:
     from flows.adapters.local import LocalPlatform
     from flows.adapters.stack import Supervisor
 
-    return LocalPlatform(settings, Supervisor(settings))
+    containers = image_builder(settings).container
+    return LocalPlatform(settings, Supervisor(settings), containers=containers)
 
 
 def image_builder(settings: Settings) -> ImageBuilder:

@@ -17,6 +17,11 @@ class Match:
     value: str
     release: str
 
+    def __post_init__(self) -> None:
+        if self.source == "header":
+            # Header names have no case; the data planes give them back in lower case.
+            object.__setattr__(self, "key", self.key.lower())
+
 
 @dataclass(frozen=True)
 class Mirror:
