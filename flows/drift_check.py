@@ -73,7 +73,8 @@ def check_model(
             result = _check(plane, Subject(release, spec), since, until, data, draw)
             followed = consequence(result, spec.drift) if act and data is None else None
             if followed is not None:
-                result = replace(result, consequence=carry_out(plane, result, followed, spec.drift))
+                done = carry_out(plane, result, followed, spec.drift)
+                result = replace(result, consequence=done, quiet=followed == "record")
     except Exception as error:  # the one place that turns any fault into a recorded outcome
         log.exception("the drift check of %s failed", model)
         reason = " ".join(str(error).split())[:300] or type(error).__name__

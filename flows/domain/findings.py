@@ -126,6 +126,8 @@ class DriftResult:
     """Where the report is."""
     consequence: str | None = None
     """What followed."""
+    quiet: bool = False
+    """The policy only records: no alert rule may fire."""
 
     @property
     def alerts(self) -> bool:
@@ -144,4 +146,4 @@ class DriftResult:
         content = asdict(self)
         for column in content["columns"]:
             del column["seen"], column["expected"]
-        return {**content, "scores": self.scores(), "alerts": self.alerts}
+        return {**content, "scores": self.scores(), "alerts": self.alerts and not self.quiet}

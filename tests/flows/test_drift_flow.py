@@ -1,0 +1,338 @@
+"""Drift checks from end to end: a real Redis, a real registry, real files, and Evidently's real report."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import redis
+
+from flows import drift, drift_check
+from flows.archive import ARCHIVE, archive_all
+from flows.consequence import carry_out
+from flows.domain.drift_policy import DriftPolicy
+from flows.domain.drift_report import markdown, table
+from flows.domain.errors import ReleaseUnknown, SpecInvalid
+from flows.domain.findings import DriftResult, FindingKind, Outcome
+from flows.domain.profile import make_profile
+from flows.domain.release import Release
+from flows.domain.spec import parse_spec
+from flows.wiring import ControlPlane
+
+SPEC = """
+name: paint
+signature:
+  inputs:
+    - {{name: width, type: number}}
+    - {{name: colour, type: string}}
+  outputs: [{{name: price, type: number}}]
+drift: {{window: 1h, min_rows: 50, consequence: {consequence}}}
+"""
+HOUR = 3600.0
+NOW = 1_800_000_000.0
+
+
+@pytest.fixture(scope="module")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    program = shutil.which("redis-server")
+    assert program, "redis-server is needed: apt-get install redis-server"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    folder = tmp_path_factory.mktemp("redis")
+    command = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    with redis.Redis(port=port) as client:
+        for _ in range(100):
+            try:
+                client.ping()
+                break
+            except redis.ConnectionError:
+                time.sleep(0.05)
+    yield f"redis://127.0.0.1:{port}/0"
+    process.terminate()
+    process.wait(10)
+
+
+def rows(count: int, seed: int, shift: float = 0.0) -> pd.DataFrame:
+    random = np.random.default_rng(seed)
+    width = random.normal(10, 2, count) + shift
+    colour = random.choice(["red", "blue"], count, p=[0.7, 0.3])
+    return pd.DataFrame({"width": width, "colour": colour, "price": 3 * width})
+
+
+class World:
+    """A model in service, and traffic."""
+
+    def __init__(self, plane: ControlPlane, folder: Path, redis_url: str) -> None:
+        settings = plane.settings.model_copy(update={"redis_url": redis_url})
+        self.plane = replace(plane, settings=settings)
+        self.folder = folder
+        self.client = redis.Redis.from_url(redis_url)
+        self.client.flushall()
+
+    def serve(
+        self, model: str = "paint", consequence: str = "alert", reference: bool = True, version: int = 1
+    ) -> None:
+        text = SPEC.format(consequence=consequence).replace("paint", model)
+        bundle = self.folder / f"{model}-{version}"
+        bundle.mkdir(parents=True)
+        (bundle / "model.yaml").write_text(text)
+        if reference:
+            spec = parse_spec(text, "model.yaml")
+            profile = make_profile(rows(3000, 1), spec.signature, spec.drift, model=model)
+            (bundle / "reference.json").write_text(profile.to_json())
+        uri, sha256 = self.plane.artifacts.put_bundle(bundle, model, version)
+        self.plane.registry.register(Release(model, version, uri, sha256), text)
+        promotion = self.plane.registry.begin(model, version, f"run-{model}-{version}", 3600, 60)
+        with self.plane.registry.turn(model) as turn:
+            turn.crown(promotion)
+            turn.end(promotion, drift_state(), "certified")
+
+    def send(self, frame: pd.DataFrame, model: str = "paint", hours: float = 6) -> None:
+        with self.client.pipeline(transaction=False) as pipeline:
+            for place, row in enumerate(frame.to_dict("records")):
+                sample: dict[str, Any] = {
+                    "release": f"{model}-v1",
+                    "request_id": f"r{place}",
+                    "row": 0,
+                    "at": NOW + place * hours * HOUR / len(frame),
+                    "features": {"width": row["width"], "colour": row["colour"]},
+                    "prediction": {"price": row["price"]},
+                }
+                pipeline.xadd(f"samples:{model}", {"data": json.dumps(sample)})
+            pipeline.execute()
+
+
+def drift_state() -> Any:
+    from flows.domain.promotion import State
+
+    return State.PROMOTED
+
+
+@pytest.fixture
+def world(plane: ControlPlane, tmp_path: Path, redis_url: str) -> Iterator[World]:
+    world = World(plane, tmp_path / "bundles", redis_url)
+    yield world
+    world.client.close()
+
+
+def test_drift_is_found_reported_recorded_and_freezes(world: World) -> None:
+    world.serve(consequence="freeze")
+    world.send(rows(1200, 2, shift=3))
+
+    result = drift.check_model(world.plane, "paint")
+
+    assert result.outcome is Outcome.DRIFTED
+    assert [column.column for column in result.columns if column.drifted] == ["width", "prediction.price"]
+    assert len(result.windows) == 6
+    frozen = world.plane.registry.standing("paint").frozen
+    assert frozen is not None
+    assert "columns drifted" in frozen
+    at, outcome, stored = world.plane.registry.drift_checks("paint")[0]
+    assert outcome == "drifted"
+    assert stored["scores"]["width"] >= 1
+    assert stored["alerts"] is True
+    assert (datetime.now(UTC) - at) < timedelta(minutes=5)
+    assert result.report is not None
+    report = Path(result.report.removeprefix("file://"))
+    assert "Evidently&#x27;s defaults: 2 of 3 columns, dataset drift" in report.read_text()
+    assert (report.parent / "evidently.html").stat().st_size > 1_000_000
+    assert "| `width` | **yes** |" in markdown(result)
+    assert table(result)
+
+
+def test_unchanged_traffic_has_no_consequence(world: World) -> None:
+    world.serve(consequence="freeze")
+    world.send(rows(1200, 3))
+
+    result = drift.check_model(world.plane, "paint", draw="never")
+
+    assert result.outcome is Outcome.STABLE, result.sentence
+    assert result.consequence is None
+    assert world.plane.registry.standing("paint").frozen is None
+
+
+def test_a_second_alert_does_not_freeze_again(world: World) -> None:
+    world.serve(consequence="freeze")
+    world.send(rows(1200, 2, shift=3))
+    drift.check_model(world.plane, "paint", draw="never")
+
+    again = drift.check_model(world.plane, "paint", draw="never")
+
+    assert again.consequence == "promotions were frozen already"
+
+
+def test_a_policy_that_records_never_alerts(world: World) -> None:
+    world.serve(consequence="record")
+    world.send(rows(1200, 2, shift=3))
+
+    result = drift.check_model(world.plane, "paint", draw="never")
+
+    assert result.outcome is Outcome.DRIFTED
+    assert result.to_dict()["alerts"] is False
+
+
+def test_rows_of_another_release_are_not_this_releases_drift(world: World) -> None:
+    world.serve()
+    world.serve(version=2)
+    world.send(rows(600, 4, shift=3))
+
+    result = drift.check_model(world.plane, "paint", draw="never")
+
+    assert result.outcome is Outcome.NO_SAMPLES
+    assert result.sentence == "no samples of paint-v2; rows of other releases: paint-v1 600"
+
+
+def test_a_release_without_reference_says_how_to_get_one(world: World) -> None:
+    world.serve(reference=False)
+    result = drift.check_model(world.plane, "paint")
+    assert result.outcome is Outcome.NO_REFERENCE
+    assert "--training" in result.sentence
+
+
+def test_a_changed_reference_is_not_believed(world: World) -> None:
+    world.serve()
+    world.send(rows(600, 5))
+    release = world.plane.registry.release("paint", 1)
+    reference = Path(release.bundle.removeprefix("file://")) / "reference.json"
+    reference.write_text(reference.read_text().replace("paint", "glass"))
+
+    result = drift.check_model(world.plane, "paint")
+
+    assert result.outcome is Outcome.NO_REFERENCE
+    assert "was changed after registration" in result.sentence
+
+
+def test_a_silent_redis_is_said_and_the_archive_is_checked(world: World) -> None:
+    world.serve()
+    world.send(rows(1200, 6))
+    archive_all(world.plane)
+    assert ARCHIVE in world.plane.registry.beats()
+    deaf = replace(
+        world.plane, settings=world.plane.settings.model_copy(update={"redis_url": "redis://127.0.0.1:1"})
+    )
+
+    result = drift.check_model(deaf, "paint", draw="never")
+
+    assert result.outcome is Outcome.STABLE
+    assert result.findings[0].kind is FindingKind.LOST_SAMPLES
+
+
+def test_a_fault_becomes_a_recorded_failure(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.serve()
+
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("of all things")
+
+    monkeypatch.setattr(drift_check, "open_samples", broken)
+
+    (result,) = drift.check_models(world.plane, ["paint"])
+
+    assert (result.outcome, result.sentence) == (Outcome.FAILED, "of all things")
+    assert world.plane.registry.drift_checks("paint")[0][1] == "failed"
+    assert drift.DRIFT not in world.plane.registry.beats()
+
+
+def test_an_unknown_model_is_refused(world: World) -> None:
+    with pytest.raises(ReleaseUnknown):
+        drift.check_model(world.plane, "nobody")
+    (result,) = drift.check_models(world.plane, ["nobody"])
+    assert result.outcome is Outcome.FAILED
+
+
+def test_a_parquet_folder_is_checked_without_consequences(world: World, tmp_path: Path) -> None:
+    world.serve(consequence="freeze")
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    rows(2000, 7, shift=3).to_parquet(folder / "a.parquet")
+
+    result = drift.check_model(world.plane, "paint", data=str(folder), draw="never")
+
+    assert result.outcome in (Outcome.DRIFTED, Outcome.CANNOT_TELL)
+    assert result.consequence is None
+    assert world.plane.registry.standing("paint").frozen is None
+    assert world.plane.registry.drift_checks("paint") == []
+    (folder / "a.parquet").write_bytes(b"PAR1 broken")
+    broken = drift.check_model(world.plane, "paint", data=str(folder))
+    assert "cannot be read as Parquet" in broken.sentence
+
+
+def test_only_models_whose_schedule_has_struck_are_due(world: World) -> None:
+    world.serve()
+    world.serve("glass")
+    now = datetime.now(UTC)
+    assert sorted(drift.due_models(world.plane, now)) == ["glass", "paint"]
+    drift.check_models(world.plane, ["paint"])
+    assert drift.due_models(world.plane, now) == ["glass"]
+    assert sorted(drift.due_models(world.plane, now + timedelta(days=1))) == ["glass", "paint"]
+    assert drift.DRIFT in world.plane.registry.beats()
+
+
+def test_two_hundred_models_are_checked_within_the_limit(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"paint{number}" for number in range(200)]
+    running = most = 0
+    lock = threading.Lock()
+    result = DriftResult("paint", None, Outcome.STABLE, "")
+
+    def counted(_plane: ControlPlane, model: str, **_: object) -> DriftResult:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.005)
+        with lock:
+            running -= 1
+        return replace(result, model=model)
+
+    monkeypatch.setattr(drift, "check_model", counted)
+
+    results = drift.check_models(world.plane, names, limit=8)
+
+    assert [one.model for one in results] == names
+    assert most == 8
+
+
+def test_training_that_cannot_start_is_said(world: World) -> None:
+    world.serve()
+    policy = DriftPolicy(consequence="retrain", training="train/nobody")
+    result = DriftResult("paint", "paint-v1", Outcome.DRIFTED, "width drifted")
+
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:1/api"}):
+        said = carry_out(world.plane, result, "retrain", policy)
+
+    assert said.startswith("retrain failed: training 'train/nobody' did not start")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (None, None),
+        ("1970-01-02", 86400.0),
+        ("1970-01-01T01:00:00Z", 3600.0),
+        ("2h", -7200.0),
+    ],
+)
+def test_moments_are_dates_or_ages(text: str | None, expected: float | None) -> None:
+    assert drift.moment(text, datetime.fromtimestamp(0, UTC)) == expected
+
+
+def test_a_moment_that_is_none_is_refused() -> None:
+    with pytest.raises(SpecInvalid, match="is no time"):
+        drift.moment("yesterdayish", datetime.now(UTC))
