@@ -92,7 +92,10 @@ class ImageBuilder:
                 arguments = {"BASE": base, "DEVICE": device}
                 self._engine.build(self._recipe.containerfile, "runtime", arguments, context, tag)
             digest = self._copy(tag, f"runtime-{device}")
-            self._engine.prune()
+            try:
+                self._engine.prune()
+            except ImageFailed as error:  # a running container holds an old image; it goes another time
+                progress(f"image: {error}")
             progress(f"image: everything but the model is ready ({time.monotonic() - started:.0f} s)")
             return f"{self._layout}@{digest}"
 

@@ -52,7 +52,7 @@ def _reason(program: str, output: str, code: int) -> str:
     if any(NO_SPACE in line.lower() for line in lines):
         return f"no space left on the disk of the image cache (said by {program}); free some and try again"
     if any(CUT_OFF in line for line in lines):
-        return f"{program} could not store a layer, most likely no space left on the disk; free some and try again"
+        return f"{program} could not store a layer: probably no space left on the disk; free some and retry"
     errors = [line for line in lines if line.lower().startswith(("error", "e:", "time=")) or "fatal" in line]
     line = (errors or lines or [f"exit code {code} without a word"])[-1]
     return f"{program} says: {line if len(line) <= 400 else '… ' + line[-400:]}"

@@ -178,8 +178,10 @@ class Docker:
         return tag in listed.splitlines()
 
     def copy(self, tag: str, layout: Path, name: str) -> None:
+        host = os.environ.get("DOCKER_HOST")
+        daemon = ["--src-daemon-host", host] if host else []
         self._do(
-            [*COPY_TO_LAYOUT, f"docker-daemon:{tag}", f"oci:{layout}:{name}"],
+            [*COPY_TO_LAYOUT, *daemon, f"docker-daemon:{tag}", f"oci:{layout}:{name}"],
             f"copying {tag} for the scanner",
             COPY_TIMEOUT_SECONDS,
         )
