@@ -16,16 +16,6 @@ locals {
     flows  = { namespace = "modelserve-system", service_account = "modelserve-flows" }
     server = { namespace = "modelserve", service_account = "modelserve-server" }
   }
-
-  zones = slice(data.aws_availability_zones.available.names, 0, 3)
-}
-
-data "aws_availability_zones" "available" {
-  # Local zones have neither RDS nor every instance type.
-  filter {
-    name   = "opt-in-status"
-    values = ["opt-in-not-required"]
-  }
 }
 
 # One key for the data of this environment. EKS has a key of its own for the secrets in etcd.

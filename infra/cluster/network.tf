@@ -6,7 +6,7 @@ module "vpc" {
 
   name = local.name
   cidr = var.vpc_cidr
-  azs  = local.zones
+  azs  = var.zones
 
   # Pods take addresses of the private subnets: 4 094 a zone.
   private_subnets = [for index in range(3) : cidrsubnet(var.vpc_cidr, 4, index)]

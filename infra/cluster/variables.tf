@@ -33,6 +33,16 @@ variable "vpc_cidr" {
   }
 }
 
+variable "zones" {
+  description = "Three availability zones, by name: a zone that AWS adds must not move subnets."
+  type        = list(string)
+
+  validation {
+    condition     = length(var.zones) == 3 && alltrue([for zone in var.zones : startswith(zone, var.region)])
+    error_message = "zones must be three zones of the region."
+  }
+}
+
 variable "nat_per_zone" {
   description = "A NAT gateway in every zone (survives the loss of a zone) or one for all (cheaper)."
   type        = bool

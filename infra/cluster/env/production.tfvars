@@ -3,6 +3,7 @@ account_id  = "222222222222"
 region      = "eu-central-1"
 
 vpc_cidr     = "10.20.0.0/16"
+zones        = ["eu-central-1a", "eu-central-1b", "eu-central-1c"]
 nat_per_zone = true
 
 api_public_cidrs = []

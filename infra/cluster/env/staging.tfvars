@@ -3,6 +3,7 @@ account_id  = "111111111111"
 region      = "eu-central-1"
 
 vpc_cidr     = "10.10.0.0/16"
+zones        = ["eu-central-1a", "eu-central-1b", "eu-central-1c"]
 nat_per_zone = false
 
 api_public_cidrs = []

@@ -1,0 +1,228 @@
+"""Terraform: what can be checked without the provider registry, and that its facts agree with the others."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import hcl2
+import pytest
+import yaml
+
+REPOSITORY = Path(__file__).parents[2]
+INFRA = REPOSITORY / "infra"
+ENVIRONMENTS = ("staging", "production")
+CHARTS = INFRA / "addons" / "charts.tf"
+
+
+def unquoted(value: Any) -> Any:
+    """python-hcl2 keeps the quotes of strings and adds keys of its own."""
+    if isinstance(value, str):
+        return value.strip('"')
+    if isinstance(value, list):
+        return [unquoted(one) for one in value]
+    if isinstance(value, dict):
+        return {unquoted(key): unquoted(one) for key, one in value.items() if not key.startswith("__")}
+    return value
+
+
+def read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = unquoted(hcl2.loads(path.read_text()))
+    return content
+
+
+def modules() -> dict[str, dict[str, Any]]:
+    found = {}
+    for path in (INFRA / "cluster").glob("*.tf"):
+        for module in read(path).get("module", []):
+            found.update(module)
+    return found
+
+
+@pytest.fixture(scope="module")
+def check() -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, INFRA / "check"], capture_output=True, text=True)
+
+
+def test_what_can_run_here_passes(check: subprocess.CompletedProcess[str]) -> None:
+    assert check.returncode == 0, check.stdout + check.stderr
+    assert "passed   terraform fmt" in check.stdout
+    assert "passed   syntax and variables" in check.stdout
+
+
+def test_what_cannot_run_is_named(tmp_path: Path) -> None:
+    """With nothing installed no check passes by not being run, and the flag of CI makes it a failure."""
+    environment = {"PATH": str(tmp_path), "HOME": str(tmp_path)}
+    command = [sys.executable, "-I", INFRA / "check", "--require-all"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 1
+    for name in ("terraform fmt", "checkov", "tflint", "terraform init, validate, test"):
+        assert f"not run  {name}: " in done.stdout
+
+
+def test_a_broken_tree_is_found(tmp_path: Path) -> None:
+    shutil.copytree(INFRA, tmp_path / "infra", ignore=shutil.ignore_patterns(".terraform"))
+    shutil.copytree(REPOSITORY / "monitoring", tmp_path / "monitoring")
+    tfvars = tmp_path / "infra" / "cluster" / "env" / "staging.tfvars"
+    tfvars.write_text(tfvars.read_text().replace("log_days", "logdays"))
+    (tmp_path / "infra" / "addons" / "versions.tf").write_text("terraform {\n")
+    environment = {**os.environ, "PATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, tmp_path / "infra" / "check"], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 1
+    assert "staging.tfvars: logdays is not a variable" in done.stdout
+    assert "staging.tfvars: log_days is missing" in done.stdout
+    assert "addons/versions.tf: " in done.stdout
+
+
+def test_every_module_and_chart_is_pinned_to_one_version() -> None:
+    assert modules()
+    for name, module in modules().items():
+        assert module["source"].startswith("terraform-aws-modules/"), name
+        assert re.fullmatch(r"\d+\.\d+\.\d+", module["version"]), name
+    versions = re.findall(r'version = "([^"]+)"', CHARTS.read_text())
+    assert len(versions) == 18
+    assert all(re.fullmatch(r"\d+\.\d+\.\d+", version) for version in versions)
+
+
+def test_one_module_has_one_version() -> None:
+    seen: dict[str, set[str]] = {}
+    for module in modules().values():
+        seen.setdefault(module["source"].partition("//")[0], set()).add(module["version"])
+    assert {source: found for source, found in seen.items() if len(found) > 1} == {}
+
+
+def test_every_chart_has_values_and_every_values_file_a_chart() -> None:
+    named = set(re.findall(r"^    ([a-z-]+) += \{ namespace", CHARTS.read_text(), re.MULTILINE))
+    files = {path.name.removesuffix(".yaml.tftpl") for path in (INFRA / "addons" / "values").glob("*")}
+    assert named == files
+
+
+@pytest.mark.parametrize("path", sorted((INFRA / "addons" / "values").glob("*")), ids=lambda path: path.name)
+def test_values_are_yaml_once_filled_in(path: Path) -> None:
+    known = {
+        *(
+            "environment",
+            "region",
+            "account_id",
+            "cluster_name",
+            "vpc_id",
+            "artifacts",
+            "logs_bucket",
+            "registry",
+        ),
+        *("database.host", "database.port", "replicas", "metrics_retention", "log_retention_hours"),
+    }
+    text = path.read_text()
+    used = set(re.findall(r"(?<!\$)\$\{([^}]+)\}", text))
+    assert used <= known
+    assert isinstance(yaml.safe_load(re.sub(r"\$\{[^}]+\}", "1", text)), dict)
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_pools_agree_with_the_manifests(environment: str) -> None:
+    variables = read(INFRA / "cluster" / "env" / f"{environment}.tfvars")
+    assert set(variables["node_groups"]) == {"system", "cpu", "gpu"}
+    assert variables["node_groups"]["gpu"]["min"] == 0
+    main = (INFRA / "cluster" / "main.tf").read_text()
+    label = re.search(r'pool_label = "([^"]+)"', main)
+    taint = re.search(r'gpu_taint +=  ?"([^"]+)"', main)
+    assert label
+    assert taint
+    deployment = (REPOSITORY / "k8s" / "release" / "deployment.yaml").read_text()
+    assert f"{label[1]}: ${{pool}}" in deployment
+    manifests = (REPOSITORY / "flows" / "domain" / "manifests.py").read_text()
+    assert taint[1] in manifests
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_accounts_roles_and_addresses_agree_with_the_overlays(environment: str) -> None:
+    variables = read(INFRA / "cluster" / "env" / f"{environment}.tfvars")
+    overlay = REPOSITORY / "k8s" / "overlays" / environment
+    account = variables["account_id"]
+    identities = (overlay / "identities.yaml").read_text()
+    for workload in ("flows", "server"):
+        assert f"arn:aws:iam::{account}:role/modelserve-{environment}-{workload}" in identities
+    kustomization = (overlay / "kustomization.yaml").read_text()
+    assert f"value: {variables['vpc_cidr']}" in kustomization
+    assert f"{account}.dkr.ecr.{variables['region']}.amazonaws.com/modelserve/flows" in kustomization
+    backend = read(INFRA / "cluster" / "env" / f"{environment}.s3.tfbackend")
+    addons = read(INFRA / "addons" / "env" / f"{environment}.tfvars")
+    assert backend["bucket"] == addons["state_bucket"] == f"modelserve-{environment}-terraform-{account}"
+
+
+def test_service_accounts_agree_with_the_manifests() -> None:
+    main = (INFRA / "cluster" / "main.tf").read_text()
+    pairs = re.findall(r'namespace = "([^"]+)", service_account = "([^"]+)"', main)
+    assert len(pairs) == 2
+    made = set()
+    for path in (REPOSITORY / "k8s" / "base").rglob("*.yaml"):
+        for one in yaml.safe_load_all(path.read_text()):
+            if one and one["kind"] == "ServiceAccount":
+                folder = "modelserve-system" if path.parent.name == "flows" else "modelserve"
+                made.add((one["metadata"].get("namespace", folder), one["metadata"]["name"]))
+    assert set(pairs) <= made
+
+
+def test_secrets_that_pods_ask_for_are_made() -> None:
+    secrets = (INFRA / "cluster" / "secrets.tf").read_text()
+    block = re.search(r"database_roles = \{(.*?)\n  \}", secrets, re.DOTALL)
+    others = re.search(r"other_secrets = \{(.*?)\n  \}", secrets, re.DOTALL)
+    assert block
+    assert others
+    made = set(re.findall(r"^    ([a-z-]+) +=", block[1] + others[1], re.MULTILINE))
+    asked = set()
+    for folder in (REPOSITORY / "k8s", INFRA / "addons" / "charts"):
+        for path in folder.rglob("*.yaml"):
+            asked |= set(re.findall(r"key: modelserve/([a-z-]+)", path.read_text()))
+    assert asked
+    assert asked <= made
+
+
+def test_every_file_that_alertmanager_reads_is_mounted() -> None:
+    chart = (INFRA / "addons" / "charts" / "platform" / "templates" / "external-secrets.yaml").read_text()
+    config = (REPOSITORY / "monitoring" / "alertmanager.yml").read_text()
+    read_by_it = set(re.findall(r"/etc/alertmanager/secrets/alertmanager/([a-z-]+)", config))
+    assert len(read_by_it) == 5
+    assert read_by_it == set(re.findall(r"secretKey: ([a-z-]+), remoteRef: \{key: modelserve/alert", chart))
+
+
+def test_pods_find_every_fact_in_the_config_map() -> None:
+    """What k8s/ and the flows read from `modelserve-cluster`, and the settings' own names."""
+    from flows.settings import PREFIX, Settings
+
+    namespaces = (INFRA / "addons" / "namespaces.tf").read_text()
+    block = re.search(r"cluster_facts = \{(.*?)\n  \}", namespaces, re.DOTALL)
+    assert block
+    given = set(re.findall(r"^    ([A-Z_]+) +=", block[1], re.MULTILINE))
+    addresses = {"prometheus_url", "prefect_url", "gateway_url", "artifacts_uri"}
+    assert {PREFIX + name.upper() for name in addresses} <= given
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    known |= {"MODELSERVE_RESULTS_URI", "MODELSERVE_IMAGE_REPOSITORY", "SERVING_JOBS_URI"}
+    known |= {"AWS_REGION", "AWS_DEFAULT_REGION", "PREFECT_API_URL"}
+    assert given <= known
+
+
+def test_gateways_compare_latency_at_the_same_bounds() -> None:
+    local = (INFRA / "local" / "envoy.yaml.j2").read_text()
+    mesh = (INFRA / "addons" / "values" / "istio-ingressgateway.yaml.tftpl").read_text()
+    here = re.search(r"buckets: (\[[^\]]+\])", local)
+    there = re.search(r'"istiocustom":(\[[^\]]+\])', mesh)
+    assert here
+    assert there
+    assert json.loads(here[1]) == json.loads(there[1])
+
+
+def test_the_prefect_server_is_the_version_that_the_flows_use() -> None:
+    values = yaml.safe_load((INFRA / "addons" / "values" / "prefect-server.yaml.tftpl").read_text())
+    tag = values["global"]["prefect"]["image"]["prefectTag"]
+    pinned = re.search(r"^prefect==(.+)$", (REPOSITORY / "constraints.txt").read_text(), re.MULTILINE)
+    assert pinned
+    assert tag.startswith(f"{pinned[1]}-")
