@@ -66,7 +66,7 @@ def judge_promoted(policy: PromotionPolicy, promotion: Sequence[Window], since: 
         sentence = f"nothing can be seen after 100 %: {since[-1].why}"
         return Verdict("unobserved", "time", sentence, expired=over, outcome="keep" if over else "wait")
     windows = [window for window in since if window.observed]
-    counted = tally(windows, policy.max_slowdown)
+    counted = tally(policy, windows)
     ramp = [window for window in promotion if window.observed]
     readings = _detected(policy, counted, ramp)
     total = total_evidence(policy, {one.gate: one.log for one in readings})
@@ -89,7 +89,7 @@ def judge_promoted(policy: PromotionPolicy, promotion: Sequence[Window], since: 
 
 def _detected(policy: PromotionPolicy, counted: Tally, ramp: Sequence[Window]) -> list[Reading]:
     """An e-detector a gate: harm may begin at any time after 100 %."""
-    before = tally(ramp, policy.max_slowdown)
+    before = tally(policy, ramp)
     control = counted.stable.sum() > 0
     readings = []
     for gate, bad, total, bad_s, total_s, bad_before, total_before in (
@@ -155,7 +155,7 @@ def _slow(counted: Tally, before: Tally) -> list[tuple[str, Array, Array, Array,
 
 def _beside(policy: PromotionPolicy, windows: list[Window]) -> Verdict:
     """The canary against the stable."""
-    counted = tally(windows, policy.max_slowdown)
+    counted = tally(policy, windows)
     followed = path(counted, last=True)
     readings = gates.compared(policy, windows, counted, followed)
     total = total_evidence(policy, {one.gate: one.log for one in readings})
@@ -186,7 +186,7 @@ def _beside(policy: PromotionPolicy, windows: list[Window]) -> Verdict:
 
 def _alone(policy: PromotionPolicy, windows: list[Window]) -> Verdict:
     """A release without a stable: the service level is what it must keep."""
-    counted = tally(windows, policy.max_slowdown)
+    counted = tally(policy, windows)
     readings = gates.alone(policy, counted, windows)
     total = total_evidence(policy, {one.gate: one.log for one in readings})
     errors = readings[0]

@@ -25,7 +25,7 @@ from flows.domain.evidence import (
 from flows.domain.policy import PromotionPolicy
 from flows.domain.windows import Counts, Window
 
-APPLIED = 0.5
+APPLIED = 0.8
 """A step is credited only where at least this part of the set weight is seen in the requests."""
 SIGMAS = 3.0
 """… allowing for this much chance."""
@@ -49,12 +49,12 @@ class Tally:
     """Per compared pair: the stable's bound in seconds and the canary's, longer by the slowdown."""
 
 
-def tally(windows: Sequence[Window], max_slowdown: float) -> Tally:
+def tally(policy: PromotionPolicy, windows: Sequence[Window]) -> Tally:
     """The arrays of observed windows. The arm that is missing counts nothing."""
     nothing = Counts()
     canaries = [window.canary for window in windows]
     stables = [window.stable or nothing for window in windows]
-    pairs = paired(_shared_bounds([*canaries, *stables]), max_slowdown)
+    pairs = paired(policy, _shared_bounds([*canaries, *stables]))
 
     def column(values: list[float]) -> Array:
         return np.array(values, dtype=np.float64)
@@ -74,12 +74,12 @@ def tally(windows: Sequence[Window], max_slowdown: float) -> Tally:
     )
 
 
-def paired(bounds: Sequence[float], max_slowdown: float) -> list[tuple[float, float]]:
+def paired(policy: PromotionPolicy, bounds: Sequence[float]) -> list[tuple[float, float]]:
     """Each bound for the stable with the smallest one that is `max_slowdown` times as long for the canary."""
     pairs = []
     for bound in bounds:
-        slower = [other for other in bounds if other >= bound * max_slowdown * (1 - 1e-9)]
-        if slower:
+        slower = [other for other in bounds if other >= bound * policy.max_slowdown * (1 - 1e-9)]
+        if slower and slower[0] >= policy.latency_floor_seconds:
             pairs.append((bound, slower[0]))
     return pairs
 
@@ -110,21 +110,16 @@ def path(counted: Tally, *, last: bool = False) -> Path:
         latency = against(counted.canary_slow, counted.stable_slow, timed, counted.weight, last=last)
     applied = _plausible(counted.canary, counted.canary + counted.stable, counted.weight)
     credited = applied & (counted.canary + counted.stable > 0)
-    canary, total, seconds, requests = (
-        _since_step(counted.weight, amounts)
-        for amounts in (
-            counted.canary,
-            counted.canary + counted.stable,
-            counted.seconds * credited,
-            counted.canary * credited,
-        )
+    seconds, requests, total = (
+        _since_step(counted.weight, amounts * credited)
+        for amounts in (counted.seconds, counted.canary, counted.canary + counted.stable)
     )
     return Path(
         errors,
         latency,
         seconds,
         requests,
-        _plausible(canary, total, counted.weight) & applied,
+        _plausible(requests, total, counted.weight) & applied,
     )
 
 

@@ -57,9 +57,11 @@ class PromotionPolicy(BaseModel):
     """Certified when proven to fail less than this many times as often as the stable, or …"""
     max_absolute: float = Field(default=0.01, gt=0, lt=1)
     """… proven to fail at most this share of requests more often than the stable."""
-    max_slowdown: float = Field(default=1.5, ge=1)
+    max_slowdown: float = Field(default=2.0, ge=1, le=100)
     """Rejected as slow only when slower than the stable would be if all its requests took this many times
     as long: a histogram bound that separates 4.9 from 5.1 ms must not decide."""
+    latency_floor_seconds: float = Field(default=0.025, ge=0)
+    """Requests quicker than this are never slow, whatever the stable's take."""
     max_shift: float = Field(default=0.25, gt=0, lt=1)
     """Tolerated difference between the releases' shares of predictions in a bin, or up to a bin."""
     min_agreement: float | None = Field(default=None, gt=0, lt=1)

@@ -192,11 +192,11 @@ def _median(minutes: Array) -> float:
 
 def show(table: list[Row]) -> None:
     who = ["ours", "Argo", "Flagger", "Kayenta"]
-    print(f"\n{'':28}{'rolled back':^38}{'promoted':^32}{'median minutes':^22}")
+    print(f"\n{'':28}{'rolled back':^40}{'promoted':^40}{'minutes':^8}")
     heads = ["ours", "held", "Argo", "Flagger", "Kayenta"]
     print(
         f"{'canary':28}"
-        + "".join(f"{head:>7}" for head in heads)
+        + "".join(f"{head:>8}" for head in heads)
         + "   "
         + "".join(f"{one:>8}" for one in who)
     )
@@ -204,7 +204,7 @@ def show(table: list[Row]) -> None:
         rolled = [row.rolled_back.get("held at 10 %" if head == "held" else head) for head in heads]
         print(
             f"{row.name:28}"
-            + "".join(f"{'':>7}" if one is None else f"{100 * one:6.1f}%" for one in rolled)
+            + "".join(f"{'':>8}" if one is None else f"{100 * one:7.1f}%" for one in rolled)
             + "   "
             + "".join(f"{100 * row.promoted[one]:7.1f}%" for one in who)
             + f"{row.minutes['ours']:10.1f}"
@@ -226,7 +226,7 @@ def main() -> int:
     print()
     met = all(row.met for row in table)
     for situation in situations(chosen.seed):
-        print(f"{situation.name:44} {situation.seen:60} {'met' if situation.met else 'MISSED'}")
+        print(f"{situation.name:49} {situation.seen:32} {'met' if situation.met else 'MISSED'}")
         met = met and situation.met
     if chosen.plot:
         from tests.bench.judge_plot import draw

@@ -305,7 +305,7 @@ def test_one_more_error_of_the_canary_never_helps_it(bad: int, bad_s: int, canar
 def test_the_arrays_of_the_simulations_decide_what_the_judge_decides(seed: int) -> None:
     run = promotion(seed, canary=Arm(error_rate=0.012))
     run.run(60)
-    counted = tally(run.windows, POLICY.max_slowdown)
+    counted = tally(POLICY, run.windows)
     followed = path(counted)
     evidence = combined(POLICY, {"errors": followed.errors, "latency": followed.latency})
     may = passed(POLICY, counted, followed, evidence, certified(POLICY, counted))
