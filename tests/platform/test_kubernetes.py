@@ -504,3 +504,22 @@ def test_a_sleeper_is_entered_through_the_interceptor_under_its_own_name(
     assert destination["headers"]["request"]["set"]["Host"] == "flights-v1.modelserve.svc.cluster.local"
     assert split["timeout"] == "240s", "the first request must be allowed to wait for the cold start"
     assert platform.routes("flights") == Routes({"flights-v1": 100})
+
+
+def test_a_rollback_waits_for_its_target_only(
+    platform: KubernetesPlatform, fake: FakeKubernetes, clock: Clock
+) -> None:
+    """The release that serves harm may be asleep or broken: nobody waits for it on the way back."""
+    spec = a_spec(autoscaling="keda", scale_to_zero=True)
+    for version in (1, 2):
+        platform.start(a_release(version), spec)
+    platform.route("flights", Routes({"flights-v1": 0, "flights-v2": 100}))
+    fake.edit("deployments", "flights-v2", lambda thing: thing["spec"].update(replicas=0))
+
+    def only_the_first(fake: FakeKubernetes, deployment: Thing) -> None:
+        (healthy if deployment["metadata"]["name"] == "flights-v1" else never)(fake, deployment)
+
+    fake.kubelet = only_the_first
+    clock.now = 0
+    platform.start(a_release(1), spec)
+    assert clock.now == 0

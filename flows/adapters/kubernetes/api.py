@@ -7,24 +7,22 @@ silent; credentials are read again when they have expired.
 
 from __future__ import annotations
 
-import os
 import random
 import time
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import httpx2
-from lightkube import Client, KubeConfig
-from lightkube.config.kubeconfig import SERVICE_ACCOUNT
-from lightkube.core.exceptions import ApiError, ConfigError
+from lightkube import Client
+from lightkube.core.exceptions import ApiError
 from lightkube.generic_resource import GenericNamespacedResource, create_api_info
 from lightkube.types import CascadeType, PatchType
 
+from flows.adapters.kubernetes.connection import NAME
 from flows.domain.errors import DependencyDown
-from flows.domain.manifests import MANAGER, Manifest
+from flows.domain.manifests import Manifest
 
-NAME = "the Kubernetes API"
 TRANSIENT = frozenset({429, 500, 502, 503, 504})
 LONGEST_PAUSE_SECONDS = 10.0
 RESOURCES = {
@@ -50,36 +48,6 @@ class Conflict(Exception):
 
 class Missing(Exception):
     """404: the object, or the whole kind, is not there."""
-
-
-def connect(context: str | None = None, timeout_seconds: float = 10) -> Client:
-    """A client from `KUBECONFIG`, else from the pod's service account, else from `~/.kube/config`.
-
-    Raises DependencyDown when there is no usable configuration.
-    """
-    try:
-        return Client(
-            config=_configuration(context),
-            timeout=httpx2.Timeout(timeout_seconds),
-            field_manager=MANAGER,
-            trust_env=False,
-        )
-    except (ConfigError, KeyError, OSError, ValueError) as error:
-        raise DependencyDown(
-            f"{NAME} cannot be reached: no usable credentials ({error}); set KUBECONFIG or run in the cluster"
-        ) from error
-
-
-def _configuration(context: str | None) -> Any:
-    """`KUBECONFIG` wins over the pod's own account, as it does for kubectl."""
-    if "KUBECONFIG" not in os.environ and os.path.exists(os.path.join(SERVICE_ACCOUNT, "token")):
-        return KubeConfig.from_service_account().get()
-    configuration = KubeConfig.from_file(os.environ.get("KUBECONFIG", "~/.kube/config"))
-    for user in configuration.users.values():
-        # The newest version of the exec protocol answers in the same form as the one the library knows.
-        if user and user.exec and user.exec.apiVersion == "client.authentication.k8s.io/v1":
-            user.exec.apiVersion = "client.authentication.k8s.io/v1beta1"
-    return configuration.get(context)
 
 
 @cache

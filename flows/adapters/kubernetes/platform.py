@@ -8,20 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
-import yaml
-
-from flows.adapters.kubernetes.api import Api, Conflict, connect
+from flows.adapters.kubernetes.api import Api, Conflict
 from flows.adapters.kubernetes.autoscalers import Autoscalers, pinned_from
-from flows.adapters.kubernetes.pods import (
-    Trouble,
-    is_available,
-    probe_trouble,
-    trouble_of,
-    unready_pod,
-)
+from flows.adapters.kubernetes.connection import connect
+from flows.adapters.kubernetes.readiness import Readiness
+from flows.adapters.kubernetes.skeletons import read_skeletons
 from flows.domain import mesh
 from flows.domain.errors import DependencyDown, ReleaseExists, ReleaseNotReady, RouteConflict
 from flows.domain.manifests import (
@@ -41,9 +34,7 @@ from flows.domain.release import Release
 from flows.domain.routes import Routes
 from flows.domain.spec import ModelSpec
 
-SKELETONS = Path(__file__).resolve().parents[3] / "k8s" / "release"
 ROUTE_TRIES = 8
-LOG_LINES = 5
 OWN_KINDS = (
     "ScaledObject",
     "InterceptorRoute",
@@ -54,11 +45,6 @@ OWN_KINDS = (
     "Deployment",
 )
 """In the order of removal: first whoever could scale up again, last the servers."""
-
-
-def read_skeletons(folder: Path = SKELETONS) -> dict[str, Any]:
-    """The parsed skeletons by file name without suffix."""
-    return {path.stem: yaml.safe_load(path.read_text()) for path in sorted(folder.glob("*.yaml"))}
 
 
 class KubernetesPlatform:
@@ -81,8 +67,7 @@ class KubernetesPlatform:
         self._api = api or Api(connect, self._cluster.namespace)
         self._skeletons = read_skeletons() if skeletons is None else skeletons
         self._autoscalers = Autoscalers(self._api)
-        self._poll_seconds = poll_seconds
-        self._clock = clock
+        self._readiness = Readiness(self._api, self._cluster, poll_seconds, clock, sleep)
         self._sleep = sleep
 
     # -- servers
@@ -109,7 +94,7 @@ class KubernetesPlatform:
         for manifest in rest:
             manifest["metadata"]["ownerReferences"] = [owner]
             self._apply(manifest)
-        self._wait(release.name, spec.resources.start_seconds, spec.resources.replicas)
+        self._readiness.wait(release.name, spec.resources.start_seconds, spec.resources.replicas)
 
     def stop(self, release: Release) -> None:
         """Remove the release's objects; pods drain by their preStop hook. Foreign objects are left alone."""
@@ -224,15 +209,20 @@ class KubernetesPlatform:
     def _brace(
         self, release: Release, deployments: Mapping[str, Manifest], autoscalers: Mapping[str, Manifest]
     ) -> None:
-        """Pin the releases that serve the model now; wake those that sleep, before a canary starts."""
+        """Before a canary starts: pin the releases that serve the model, and wake those that sleep.
+
+        A release of the route itself is started to take traffic back; it must not wait for the others.
+        """
         try:
-            serving = [name for name, weight in self.routes(release.model).weights.items() if weight > 0]
+            weights = self.routes(release.model).weights
         except RouteConflict:
             return  # a mangled route must not keep a rollback from starting its target; route() overwrites it
+        if release.name in weights:
+            return
         woken = []
-        for name in serving:
+        for name in [name for name, weight in weights.items() if weight > 0]:
             deployment = deployments.get(name)
-            if name == release.name or deployment is None:
+            if deployment is None:
                 continue
             replicas = _replicas(deployment)
             if name in autoscalers:
@@ -241,7 +231,7 @@ class KubernetesPlatform:
                 self._wake(name, 1)
                 woken.append(name)
         for name in woken:
-            self._wait(name, self._cluster.wake_seconds, 1)
+            self._readiness.wait(name, self._cluster.wake_seconds, 1)
 
     def _pin(self, spec: ModelSpec, autoscaler: Manifest | None) -> int | None:
         """The pinned minimum of the release that is started: a sleeper stays awake until it is settled."""
@@ -274,60 +264,6 @@ class KubernetesPlatform:
         raise DependencyDown(
             f"somebody keeps changing the {manifest['kind']} {name}; stop that and try again"
         )
-
-    # -- waiting
-
-    def _wait(self, name: str, start_seconds: float, replicas: int) -> None:
-        """Until `replicas` servers are available (fewer when the Deployment asks for fewer).
-
-        More may be wanted by an autoscaler; a rollback does not wait for those. The time that a pod waits
-        for a node does not count as starting.
-        """
-        begun = self._clock()
-        scheduled_at: float | None = None
-        trouble: Trouble | None = None
-        while True:
-            deployment = self._api.get("Deployment", name)
-            if deployment is None:
-                raise ReleaseNotReady(f"the Deployment {name} was deleted while it started; start it again")
-            if is_available(deployment, replicas):
-                return
-            pods = self._api.find("Pod", labels={RELEASE_LABEL: name})
-            trouble = trouble_of(deployment, pods)
-            now = self._clock()
-            if trouble is not None and trouble.unscheduled:
-                scheduled_at = None
-            elif scheduled_at is None:
-                scheduled_at = now
-            if trouble is not None and trouble.hopeless:
-                raise self._not_ready(name, trouble)
-            if scheduled_at is not None and now - scheduled_at > start_seconds:
-                waited = f"not ready after {start_seconds:g} s"
-                raise self._not_ready(name, trouble or self._probes(pods), waited)
-            if now - begun > self._cluster.node_seconds + start_seconds:
-                raise self._not_ready(name, trouble, f"no node after {now - begun:.0f} s")
-            self._sleep(self._poll_seconds)
-
-    def _probes(self, pods: list[Manifest]) -> Trouble | None:
-        pod = unready_pod(pods)
-        if pod is None:
-            return None
-        events = self._api.find("Event", fields={"involvedObject.name": pod})
-        return probe_trouble(pod, events)
-
-    def _not_ready(self, name: str, trouble: Trouble | None, waited: str | None = None) -> ReleaseNotReady:
-        words = [waited] if waited else []
-        words.append(
-            trouble.reason
-            if trouble
-            else f"its pods say nothing; see `kubectl describe pod -l "
-            f"{RELEASE_LABEL}={name} -n {self._cluster.namespace}`"
-        )
-        if trouble and trouble.pod and trouble.container:
-            lines = self._api.log_tail(trouble.pod, trouble.container, LOG_LINES)
-            if lines:
-                words.append("last log lines: " + " | ".join(line.strip() for line in lines))
-        return ReleaseNotReady(f"{name} never became ready: {'; '.join(words)}")
 
 
 def _releases_in(routes: Routes) -> list[str]:

@@ -1,0 +1,46 @@
+"""Finds the cluster and our credentials for it, as kubectl would."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import httpx2
+from lightkube import Client, KubeConfig
+from lightkube.config.kubeconfig import SERVICE_ACCOUNT
+from lightkube.core.exceptions import ConfigError
+
+from flows.domain.errors import DependencyDown
+from flows.domain.manifests import MANAGER
+
+NAME = "the Kubernetes API"
+
+
+def connect(context: str | None = None, timeout_seconds: float = 10) -> Client:
+    """A client from `KUBECONFIG`, else from the pod's service account, else from `~/.kube/config`.
+
+    Raises DependencyDown when there is no usable configuration.
+    """
+    try:
+        return Client(
+            config=_configuration(context),
+            timeout=httpx2.Timeout(timeout_seconds),
+            field_manager=MANAGER,
+            trust_env=False,
+        )
+    except (ConfigError, KeyError, OSError, ValueError) as error:
+        raise DependencyDown(
+            f"{NAME} cannot be reached: no usable credentials ({error}); set KUBECONFIG or run in the cluster"
+        ) from error
+
+
+def _configuration(context: str | None) -> Any:
+    """`KUBECONFIG` wins over the pod's own account, as it does for kubectl."""
+    if "KUBECONFIG" not in os.environ and os.path.exists(os.path.join(SERVICE_ACCOUNT, "token")):
+        return KubeConfig.from_service_account().get()
+    configuration = KubeConfig.from_file(os.environ.get("KUBECONFIG", "~/.kube/config"))
+    for user in configuration.users.values():
+        # The newest version of the exec protocol answers in the same form as the one the library knows.
+        if user and user.exec and user.exec.apiVersion == "client.authentication.k8s.io/v1":
+            user.exec.apiVersion = "client.authentication.k8s.io/v1beta1"
+    return configuration.get(context)

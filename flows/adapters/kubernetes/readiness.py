@@ -1,0 +1,88 @@
+"""Waits until a release's servers are available, or says in the cluster's own words why they are not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from flows.adapters.kubernetes.api import Api
+from flows.adapters.kubernetes.pods import (
+    Trouble,
+    is_available,
+    probe_trouble,
+    trouble_of,
+    unready_pod,
+)
+from flows.domain.errors import ReleaseNotReady
+from flows.domain.manifests import RELEASE_LABEL, Cluster, Manifest
+
+LOG_LINES = 5
+
+
+class Readiness:
+    """Looks at Deployments, pods, events and logs of one namespace; times are in seconds."""
+
+    def __init__(
+        self,
+        api: Api,
+        cluster: Cluster,
+        poll_seconds: float,
+        clock: Callable[[], float],
+        sleep: Callable[[float], None],
+    ) -> None:
+        self._api = api
+        self._cluster = cluster
+        self._poll_seconds = poll_seconds
+        self._clock = clock
+        self._sleep = sleep
+
+    def wait(self, name: str, start_seconds: float, replicas: int) -> None:
+        """Until `replicas` servers are available (fewer when the Deployment asks for fewer).
+
+        More may be wanted by an autoscaler; a rollback does not wait for those. The time that a pod waits
+        for a node does not count as starting.
+        """
+        begun = self._clock()
+        scheduled_at: float | None = None
+        trouble: Trouble | None = None
+        while True:
+            deployment = self._api.get("Deployment", name)
+            if deployment is None:
+                raise ReleaseNotReady(f"the Deployment {name} was deleted while it started; start it again")
+            if is_available(deployment, replicas):
+                return
+            pods = self._api.find("Pod", labels={RELEASE_LABEL: name})
+            trouble = trouble_of(deployment, pods)
+            now = self._clock()
+            if trouble is not None and trouble.unscheduled:
+                scheduled_at = None
+            elif scheduled_at is None:
+                scheduled_at = now
+            if trouble is not None and trouble.hopeless:
+                raise self._not_ready(name, trouble)
+            if scheduled_at is not None and now - scheduled_at > start_seconds:
+                waited = f"not ready after {start_seconds:g} s"
+                raise self._not_ready(name, trouble or self._probes(pods), waited)
+            if now - begun > self._cluster.node_seconds + start_seconds:
+                raise self._not_ready(name, trouble, f"no node after {now - begun:.0f} s")
+            self._sleep(self._poll_seconds)
+
+    def _probes(self, pods: list[Manifest]) -> Trouble | None:
+        pod = unready_pod(pods)
+        if pod is None:
+            return None
+        events = self._api.find("Event", fields={"involvedObject.name": pod})
+        return probe_trouble(pod, events)
+
+    def _not_ready(self, name: str, trouble: Trouble | None, waited: str | None = None) -> ReleaseNotReady:
+        words = [waited] if waited else []
+        words.append(
+            trouble.reason
+            if trouble
+            else f"its pods say nothing; see `kubectl describe pod -l "
+            f"{RELEASE_LABEL}={name} -n {self._cluster.namespace}`"
+        )
+        if trouble and trouble.pod and trouble.container:
+            lines = self._api.log_tail(trouble.pod, trouble.container, LOG_LINES)
+            if lines:
+                words.append("last log lines: " + " | ".join(line.strip() for line in lines))
+        return ReleaseNotReady(f"{name} never became ready: {'; '.join(words)}")
