@@ -29,7 +29,7 @@ from flows.wiring import ControlPlane, control_plane
 
 log = logging.getLogger(__name__)
 
-DRIFT = "drift"
+DRIFT = "drift_job"
 """Name of the drift job's heartbeat in the registry; an alert watches it."""
 LIMIT = 4
 """Models checked at the same time."""
