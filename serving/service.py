@@ -201,7 +201,7 @@ class Service:
         if headers.get(b"content-type") != JSON:
             check_json_type(headers)
         limits = model.spec.serving.limits
-        body = await self.body(call, limits.max_body_bytes)
+        body = await self._bodies.read(call, limits.max_body_bytes)
         if b"content-encoding" in headers:
             body = decompressed(body, headers[b"content-encoding"], limits.max_body_bytes)
         payload = model.codec.decode(body)

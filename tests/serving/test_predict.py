@@ -304,4 +304,5 @@ def test_health_answers_while_the_model_runs(people_server: ThreadedServer) -> N
             time.sleep(0.02)
         assert running.result() == 200
     assert len(times) > 10
-    assert sorted(times)[int(len(times) * 0.95)] < 0.05
+    assert sorted(times)[len(times) // 2] < 0.05
+    assert max(times) < 0.5, "a probe waited for the model"

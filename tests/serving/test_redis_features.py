@@ -17,6 +17,9 @@ import redis
 from model_bundles import affine, people, person
 from server_runs import free_port, threaded
 
+PATIENT = {"enabled": True, "timeout_seconds": 1.0}
+"""These tests are about what is cached; on a busy machine Redis may be slower than the default patience."""
+
 
 @pytest.fixture
 def database(redis_server: str) -> Iterator[Any]:
@@ -47,7 +50,7 @@ def eventually(check: Any, seconds: float = 5) -> Any:
 
 
 def test_equal_rows_are_computed_once(tmp_path: Path, redis_server: str, database: Any) -> None:
-    bundle = affine(tmp_path, cache={"enabled": True})
+    bundle = affine(tmp_path, cache=PATIENT)
     with threaded(bundle, redis_url=redis_server) as server, server.client() as client:
         first = ask(client, [1, 2, 3, 4], [5, 6, 7, 8])
         assert "x-cache" not in first.headers
@@ -68,7 +71,7 @@ def test_equal_rows_are_computed_once(tmp_path: Path, redis_server: str, databas
 def test_another_release_never_answers_from_this_ones_cache(
     tmp_path: Path, redis_server: str, database: Any
 ) -> None:
-    cache = {"enabled": True}
+    cache = PATIENT
     first = affine(tmp_path / "a", cache=cache)
     with threaded(first, redis_url=redis_server) as server, server.client() as client:
         ask(client, [1, 2, 3, 4])
@@ -81,7 +84,7 @@ def test_another_release_never_answers_from_this_ones_cache(
 
 @pytest.mark.usefixtures("database")
 def test_concurrent_equal_requests_run_the_model_once(tmp_path: Path, redis_server: str) -> None:
-    bundle = people(tmp_path, cache={"enabled": True})
+    bundle = people(tmp_path, cache=PATIENT)
     with (
         threaded(bundle, redis_url=redis_server) as server,
         server.client() as client,
@@ -96,7 +99,7 @@ def test_concurrent_equal_requests_run_the_model_once(tmp_path: Path, redis_serv
 
 @pytest.mark.usefixtures("database")
 def test_a_failing_leader_does_not_fail_its_followers_for_good(tmp_path: Path, redis_server: str) -> None:
-    bundle = people(tmp_path, cache={"enabled": True})
+    bundle = people(tmp_path, cache=PATIENT)
     with threaded(bundle, redis_url=redis_server) as server, server.client() as client:
 
         def leave() -> None:
@@ -170,7 +173,7 @@ def test_the_circuit_closes_when_redis_comes_back(tmp_path: Path) -> None:
 def test_answered_rows_become_samples_and_outcomes_join_them(
     tmp_path: Path, redis_server: str, database: Any
 ) -> None:
-    bundle = people(tmp_path, cache={"enabled": True})
+    bundle = people(tmp_path, cache=PATIENT)
     with threaded(bundle, redis_url=redis_server) as server, server.client() as client:
         ask(client, person(), person("Bob", age=60), **{"x-request-id": "first"})
         ask(client, person(), **{"x-request-id": "cached"})
