@@ -195,7 +195,7 @@ def _image(release: Release, cluster: Cluster) -> str:
     if "@sha256:" not in release.image and not cluster.tags_allowed:
         raise ImageFailed(
             f"{release.name}: image {release.image} is not pinned by digest (name@sha256:…); push it and "
-            "register the digest, or set MODELSERVE_IMAGE_TAGS=true where nodes get images without a registry"
+            "register the digest, or set MODELSERVE_IMAGE_TAGS_ALLOWED=true where nodes have no registry"
         )
     return release.image
 
