@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,7 +35,9 @@ class TensorFlowRuntime:
             raise StartupError(
                 "the model asks for device cuda and there is no GPU; use pool: gpu or device: auto"
             )
-        tensorflow.config.threading.set_intra_op_parallelism_threads(spec.threads or cpu_quota())
+        # TensorFlow refuses when something in this process has computed with it already.
+        with contextlib.suppress(RuntimeError):
+            tensorflow.config.threading.set_intra_op_parallelism_threads(spec.threads or cpu_quota())
         self._tensorflow = tensorflow
         # The loaded object owns the variables: without a reference they are collected.
         self._saved: Any = tensorflow.saved_model.load(str(path))
