@@ -255,7 +255,7 @@ def drift() -> dict[str, Any]:
         panel(
             "Columns over their threshold",
             (
-                'count by (model) (modelserve_drift_score{model=~"$model"} >= 1) or '
+                'count by (model) (max by (model, column) (modelserve_drift_score{model=~"$model"}) >= 1) or '
                 'group by (model) (modelserve_drift_score{model=~"$model"}) * 0',
                 "{{model}}",
             ),
@@ -427,14 +427,14 @@ def platform() -> dict[str, Any]:
         ),
         panel(
             "Open promotions",
-            ("count(modelserve_promotion_running) or vector(0)", ""),
+            ("count(max by (model, version) (modelserve_promotion_running)) or vector(0)", ""),
             kind="stat",
             width=6,
             height=4,
         ),
         panel(
             "Models frozen",
-            ("sum(modelserve_model_frozen)", ""),
+            ("sum(max by (model) (modelserve_model_frozen))", ""),
             kind="stat",
             width=6,
             height=4,
