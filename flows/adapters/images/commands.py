@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 from flows.domain.errors import ImageFailed
 
 NO_SPACE = "no space left on device"
+LOGGED = re.compile(r'level=(?:error|fatal) msg="(?P<message>.*)"$')
+"""The form in which skopeo and buildah log."""
 CUT_OFF = "read/write on closed pipe"
 """All that buildah says when the disk fills up while it stores a layer."""
 
@@ -55,4 +58,7 @@ def _reason(program: str, output: str, code: int) -> str:
         return f"{program} could not store a layer: probably no space left on the disk; free some and retry"
     errors = [line for line in lines if line.lower().startswith(("error", "e:", "time=")) or "fatal" in line]
     line = (errors or lines or [f"exit code {code} without a word"])[-1]
+    logged = LOGGED.search(line)
+    if logged is not None:
+        line = logged["message"].replace('\\"', '"')
     return f"{program} says: {line if len(line) <= 400 else '… ' + line[-400:]}"

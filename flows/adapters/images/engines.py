@@ -161,7 +161,9 @@ class Docker:
     def build(
         self, containerfile: Path, target: str | None, arguments: Mapping[str, str], context: Path, tag: str
     ) -> None:
-        command: list[str | Path] = [self._program, "build", "--quiet", "--file", containerfile, "--tag", tag]
+        # All that a build needs is in its context.
+        command: list[str | Path] = [self._program, "build", "--quiet", "--network", "none"]
+        command += ["--file", containerfile, "--tag", tag]
         command += ["--target", target] if target else []
         self._do([*command, *_build_arguments(arguments), context], f"building {tag}", BUILD_TIMEOUT_SECONDS)
 
