@@ -92,24 +92,37 @@ def dispersion(bad: Array, both: Array, weight: Array) -> Array:
     1 unless that is significant (3 standard deviations over at least 10 windows), so that independent
     requests lose no evidence.
     """
-    square, freedom, variance = np.zeros_like(both), np.zeros_like(both), np.zeros_like(both)
     some = both > 0
     per = np.where(some, 1 / np.maximum(both, 1), 0)
-    for step in np.unique(weight):
-        here = np.asarray(weight == step, dtype=np.float64)[..., None]
-        ratio, x, k, windows, inverse = (
-            np.cumsum(here * term, axis=-2) - here * term for term in (bad**2 * per, bad, both, some, per)
-        )
-        mean = x / np.maximum(k, 1)
-        spread = mean * (1 - mean)
-        used = (spread > 0) & (windows > 1)
-        spread = np.where(used, spread, 1)
-        square += np.where(used, (ratio - x * mean) / spread, 0)
-        freedom += np.where(used, windows - 1, 0)
-        variance += np.where(used, 2 * windows + np.maximum(1 / spread - 6, 0) * inverse, 0)
+    new = (np.diff(weight, axis=-1, prepend=np.nan) != 0)[..., None]
+    squares, x, k, windows, inverse = (
+        since(new, term, axis=-2) for term in (bad * bad * per, bad, both, some.astype(np.float64), per)
+    )
+    mean = x / np.maximum(k, 1)
+    spread = mean * (1 - mean)
+    used = (spread > 0) & (windows > 1)
+    spread = np.where(used, spread, 1)
+    square = _before(new, np.where(used, (squares - x * mean) / spread, 0))
+    freedom = _before(new, np.where(used, windows - 1, 0))
+    variance = _before(new, np.where(used, 2 * windows + np.maximum(1 / spread - 6, 0) * inverse, 0))
     certain = (freedom >= 10) & (square - freedom > 3 * np.sqrt(variance))
-    phi: Array = np.where(certain, np.maximum(square / np.maximum(freedom, 1), 1), 1)
+    phi: Array = np.where(certain, square / np.maximum(freedom, 1), 1)
     return phi
+
+
+def since(new: NDArray[np.bool_], amounts: Array, axis: int) -> Array:
+    """Sums of non-negative amounts since the last `new` window, that one included."""
+    sums = np.cumsum(amounts, axis=axis)
+    result: Array = sums - np.maximum.accumulate(np.where(new, sums - amounts, 0), axis=axis)
+    return result
+
+
+def _before(new: NDArray[np.bool_], sums: Array) -> Array:
+    """What had been found before each window: at its weight so far, and at the weights before."""
+    past = np.zeros_like(sums)
+    past[..., 1:, :] = sums[..., :-1, :]
+    result: Array = np.where(new, 0, past) + np.cumsum(np.where(new, past, 0), axis=-2)
+    return result
 
 
 def mixture(bad: Array, total: Array, rate: Array) -> Array:

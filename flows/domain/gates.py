@@ -11,7 +11,6 @@ import numpy as np
 
 from flows.domain.evidence import (
     LARGEST,
-    Array,
     mean_log,
     one_sample_evidence,
     ratio_logs,
@@ -19,7 +18,7 @@ from flows.domain.evidence import (
 )
 from flows.domain.paths import Path, Tally, rejection
 from flows.domain.policy import PromotionPolicy
-from flows.domain.windows import Counts, Window
+from flows.domain.windows import Window
 
 INCIDENT_SECONDS = 60.0
 """The stable's last minute (four windows at least) is what is compared with its past."""
@@ -97,25 +96,25 @@ def broken_outputs(policy: PromotionPolicy, windows: Sequence[Window]) -> Readin
     return Reading("invalid", LARGEST, invalid, outputs, invalid_s, outputs_s, "outputs were NaN or invalid")
 
 
-def incident(policy: PromotionPolicy, windows: Sequence[Window]) -> str | None:
+def incident(policy: PromotionPolicy, windows: Sequence[Window], counted: Tally) -> str | None:
     """Why both releases seem to fail together; None when the stable is as healthy as it was.
 
     The stable's last minute against its own past, and against the service level when there is no past.
     """
     now = windows[-1].end
-    recent = [index for index, one in enumerate(windows) if one.end > now - INCIDENT_SECONDS]
-    first = min(recent[0], max(0, len(windows) - 4))
-    bad, total = _errors_of(window.stable for window in windows[first:])
-    bad_past, total_past = _errors_of(window.stable for window in windows[:first])
-    broken = mean_log(one_sample_evidence(np.array(bad), np.array(total), policy.slo_error_rate), axis=-1)
+    first = next(index for index, one in enumerate(windows) if one.end > now - INCIDENT_SECONDS)
+    first = min(first, max(0, len(windows) - 4))
+    bad, total = counted.stable_errors[first:].sum(), counted.stable[first:].sum()
+    bad_past, total_past = counted.stable_errors[:first].sum(), counted.stable[:first].sum()
+    broken = mean_log(one_sample_evidence(bad, total, policy.slo_error_rate), axis=-1)
     share = np.array([total / max(total + total_past, 1)])
-    logs = ratio_logs(np.array([[float(bad)]]), np.array([[float(bad + bad_past)]]), share)
+    logs = ratio_logs(np.array([[bad]]), np.array([[bad + bad_past]]), share)
     risen = mean_log(logs, axis=0)[0, 0] if total_past else 0.0
     if max(float(broken), float(risen)) < rejection(policy):
         return None
     before = f", {percent(bad_past, total_past)} before" if total_past else ""
     return (
-        f"the stable fails as well ({percent(bad, total)} of its last {total} requests{before}): "
+        f"the stable fails as well ({percent(bad, total)} of its last {total:.0f} requests{before}): "
         "an incident that both share; weights stay until it is over"
     )
 
@@ -218,13 +217,13 @@ def _shift(windows: list[Window], tolerated: float) -> tuple[float, Reading]:
 
 def _agreement(policy: PromotionPolicy, windows: Sequence[Window]) -> Reading:
     """Shadow answers of both arms' servers: whoever sends the copies counts them."""
+    if policy.min_agreement is None:
+        return Reading("agreement", 0.0, 0, 0, 0, 0, "shadow answers disagreed")
     arms = [arm for window in windows for arm in (window.canary, window.stable) if arm is not None]
     bad, total = sum(arm.disagreed for arm in arms), sum(arm.compared for arm in arms)
-    log: Array | float = 0.0
-    if policy.min_agreement is not None:
-        logs = one_sample_evidence(np.array(bad), np.array(total), 1 - policy.min_agreement)
-        log = mean_log(logs, axis=-1)
-    return Reading("agreement", float(log), bad, total, 0, 0, "shadow answers disagreed")
+    logs = one_sample_evidence(np.array(bad), np.array(total), 1 - policy.min_agreement)
+    log = float(mean_log(logs, axis=-1))
+    return Reading("agreement", log, bad, total, 0, 0, "shadow answers disagreed")
 
 
 def _edge(name: str) -> tuple[float, str]:
@@ -234,11 +233,6 @@ def _edge(name: str) -> tuple[float, str]:
         return (float(number) if kind == "le" else math.inf, name)
     except ValueError:
         return (math.inf, name)
-
-
-def _errors_of(arms: Iterable[Counts | None]) -> tuple[int, int]:
-    found = [arm for arm in arms if arm is not None]
-    return sum(arm.errors for arm in found), sum(arm.requests for arm in found)
 
 
 def _summed(bins: Iterable[Mapping[str, int]]) -> dict[str, int]:

@@ -170,7 +170,7 @@ def _beside(policy: PromotionPolicy, windows: list[Window]) -> Verdict:
     if total >= rejection(policy):
         why = "but the stable's own servers differ as much: bursts, which hold and do not reject"
         return replace(verdict, metric=suspect.gate, sentence=f"{suspect.sentence}; {why}")
-    incident = gates.incident(policy, windows)
+    incident = gates.incident(policy, windows, counted)
     if incident is not None:
         return replace(verdict, metric="incident", sentence=incident)
     if total >= suspicion(policy):

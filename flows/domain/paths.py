@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from flows.domain.evidence import (
     dispersion,
     mean_log,
     ratio_logs,
+    since,
 )
 from flows.domain.policy import PromotionPolicy
 from flows.domain.windows import Counts, Window
@@ -110,8 +112,9 @@ def path(counted: Tally, *, last: bool = False) -> Path:
         latency = against(counted.canary_slow, counted.stable_slow, timed, counted.weight, last=last)
     applied = _plausible(counted.canary, counted.canary + counted.stable, counted.weight)
     credited = applied & (counted.canary + counted.stable > 0)
+    new = np.diff(counted.weight, axis=-1, prepend=np.nan) != 0
     seconds, requests, total = (
-        _since_step(counted.weight, amounts * credited)
+        since(new, amounts * credited, axis=-1)
         for amounts in (counted.seconds, counted.canary, counted.canary + counted.stable)
     )
     return Path(
@@ -241,28 +244,22 @@ def _plausible(canary: Array, total: Array, weight: Array) -> NDArray[np.bool_]:
     return np.asarray(canary >= APPLIED * part * total - chance)
 
 
-def _since_step(weight: Array, amounts: Array) -> Array:
-    """Sums since the weight last changed."""
-    changed = np.diff(weight, axis=-1, prepend=np.nan) != 0
-    sums = np.cumsum(amounts, axis=-1)
-    since: Array = sums - np.maximum.accumulate(np.where(changed, sums - amounts, 0), axis=-1)
-    return since
-
-
 def _shared_bounds(arms: list[Counts]) -> list[float]:
     """The bounds of every window that timed a request."""
-    keys = {tuple(counts.slow) for counts in arms if counts.timed}
-    if not keys:
+    layouts = [[*counts.slow] for counts in arms if counts.timed]
+    if not layouts:
         return []
-    return sorted(set.intersection(*(set(key) for key in keys)))
+    if all(layout == layouts[0] for layout in layouts):
+        return sorted(layouts[0])
+    return sorted(set.intersection(*map(set, layouts)))
 
 
 def _slow(arms: list[Counts], wanted: list[float]) -> Array:
-    layouts = {tuple(counts.slow) for counts in arms}
-    if len(layouts) == 1 and set(wanted) <= set(next(iter(layouts))):
+    layout = [*arms[0].slow]
+    if set(wanted) <= set(layout) and all([*counts.slow] == layout for counts in arms):
         # As ever, unless the mesh changed its buckets or a window had no requests.
-        layout = layouts.pop()
-        table = np.array([[*counts.slow.values()] for counts in arms], dtype=np.float64)
-        return table.reshape(len(arms), len(layout))[:, [layout.index(bound) for bound in wanted]]
+        flat = chain.from_iterable(counts.slow.values() for counts in arms)
+        table = np.fromiter(flat, np.float64, len(arms) * len(layout)).reshape(len(arms), len(layout))
+        return table[:, [layout.index(bound) for bound in wanted]]
     table = np.array([[counts.slow.get(bound, 0) for bound in wanted] for counts in arms], dtype=np.float64)
     return table.reshape(len(arms), len(wanted))
