@@ -56,8 +56,10 @@ def _reason(program: str, output: str, code: int) -> str:
         return f"no space left on the disk of the image cache (said by {program}); free some and try again"
     if any(CUT_OFF in line for line in lines):
         return f"{program} could not store a layer: probably no space left on the disk; free some and retry"
-    errors = [line for line in lines if line.lower().startswith(("error", "e:", "time=")) or "fatal" in line]
-    line = (errors or lines or [f"exit code {code} without a word"])[-1]
+    # pip says first what is wrong and then what to read; the others say last why they stop.
+    first = [line for line in lines if line.startswith("ERROR: ")][:1]
+    last = [line for line in lines if line.startswith(("Error", "E:", "error")) or LOGGED.search(line)]
+    line = (first or last or lines or [f"exit code {code} without a word"])[-1]
     logged = LOGGED.search(line)
     if logged is not None:
         line = logged["message"].replace('\\"', '"')
