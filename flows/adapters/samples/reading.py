@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.dataset
+import pyarrow.parquet as pq
 
 from flows.adapters.samples.store import Part, SampleStore
 from flows.domain.drift_policy import DriftPolicy
@@ -207,13 +208,14 @@ def parquet_frames(
         names = set(source.schema.names)
         wanted = [column.name for column in signature.inputs if column.name in names]
         wanted += [name for name in (TIME, *columns) if name in names and name not in wanted]
-        for batch in source.to_batches(
-            columns=wanted, batch_size=CHUNK_ROWS, batch_readahead=1, fragment_readahead=1
-        ):
-            frame = batch.to_pandas()
-            if TIME not in frame and policy.time_column is not None and policy.time_column in frame:
-                frame[TIME] = to_seconds(frame[policy.time_column])
-            yield frame
+        # File by file: a dataset's own scanner reads ahead, and its memory grows with the size of the files.
+        for fragment in source.get_fragments():
+            with pq.ParquetFile(fragment.open(), pre_buffer=False) as file:
+                for batch in file.iter_batches(batch_size=CHUNK_ROWS, columns=wanted, use_threads=False):
+                    frame = batch.to_pandas(use_threads=False)
+                    if TIME not in frame and policy.time_column is not None and policy.time_column in frame:
+                        frame[TIME] = to_seconds(frame[policy.time_column])
+                    yield frame
     except (OSError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())[:160]
         raise ArtifactCorrupt(f"{uri} cannot be read as Parquet ({reason}); write it again") from error
