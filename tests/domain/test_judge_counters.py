@@ -177,7 +177,7 @@ def test_snapshots_survive_json_and_continue_exactly() -> None:
         max_size=20,
     )
 )
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_whatever_happens_each_request_counts_once(events: list[tuple[int, int, str]]) -> None:
     """Gateway b is away, Prometheus is lost, or b restarts right after a look: nothing is lost or twice."""
     totals = {"a": 0, "b": 0}

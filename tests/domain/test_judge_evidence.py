@@ -116,7 +116,7 @@ def test_a_drift_of_both_arms_is_no_evidence_but_pooled_rates_would_be() -> None
     st.floats(0, 1),
     st.sampled_from([1.0, 2.0]),
 )
-@settings(max_examples=500)
+@settings(max_examples=500, deadline=None)
 def test_splitting_a_window_at_equal_share_changes_nothing(
     bad: int, bad_stable: int, share: float, cut: float, tolerated: float
 ) -> None:
@@ -127,7 +127,7 @@ def test_splitting_a_window_at_equal_share_changes_nothing(
 
 
 @given(st.lists(st.tuples(counts, counts, st.floats(0, 1)), min_size=1, max_size=20), st.integers(0, 19))
-@settings(max_examples=500)
+@settings(max_examples=500, deadline=None)
 def test_more_bad_canary_requests_never_lower_the_evidence(
     windows: list[tuple[int, int, float]], where: int
 ) -> None:
@@ -141,7 +141,7 @@ def test_more_bad_canary_requests_never_lower_the_evidence(
 
 
 @given(counts, counts, counts, counts)
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)
 def test_no_overflow_at_a_thousand_million_requests(a: int, b: int, c: int, d: int) -> None:
     total_c, total_s = max(a, b), max(c, d)
     bad_c, bad_s = min(a, b), min(c, d)
