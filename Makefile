@@ -5,7 +5,7 @@ BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 
 .PHONY: help setup demo test fast lint format check up down image e2e bench bench-judge bench-serving bench-drift \
-        bench-rollback bench-scale infra-check constraints clean
+        bench-scale infra-check constraints clean
 
 help:  ## list the verbs
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -37,6 +37,9 @@ lint: setup  ## style, types, import contracts, manifests, rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/hadolint serving/Containerfile
+	$(BIN)/python monitoring/generate_dashboards.py --check
+	promtool check rules monitoring/rules/*.yml
+	$(BIN)/python -m tests.manifests.validate
 
 check: lint test  ## what CI runs
 
@@ -50,7 +53,22 @@ image: setup  ## make what release images are built on
 e2e: setup  ## the end-to-end and chaos tests alone
 	$(PYTEST) -q tests/e2e tests/chaos
 
-bench: bench-judge bench-serving bench-drift bench-rollback bench-scale  ## every benchmark
+bench: bench-judge bench-serving bench-drift bench-scale  ## every benchmark
+
+bench-judge: setup  ## the judge beside the rules of Argo Rollouts, Flagger and Kayenta
+	$(BIN)/python -m tests.bench.judge
+
+bench-serving: setup  ## the model server beside plain FastAPI and the floor
+	$(BIN)/python -m tests.bench.serving_speed
+
+bench-drift: setup  ## false alarms and detections beside Evidently's defaults
+	$(BIN)/python -m tests.bench.drift
+
+bench-scale: setup  ## calls and queries of a promotion and a sweep with 500 models
+	$(BIN)/python -m tests.bench.scale
+
+infra-check: setup  ## check Terraform; says what could not be run
+	@$(BIN)/python infra/check $(INFRA_CHECK)
 
 constraints:  ## write constraints.txt from the virtual environment
 	@{ echo '# Every dependency, pinned. Refresh with `make constraints`.'; \

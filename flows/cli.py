@@ -22,7 +22,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     epilog="Start here: modelserve up, modelserve register FOLDER ARTIFACT, modelserve promote MODEL 1",
 )
-console = Console(highlight=False)
+NO_TERMINAL_WIDTH = 120
+console = Console(highlight=False, width=None if sys.stdout.isatty() else NO_TERMINAL_WIDTH)
 errors = Console(stderr=True, highlight=False)
 
 Model = Annotated[str, typer.Argument(help="The model's name, as in its model.yaml.", show_default=False)]

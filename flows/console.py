@@ -162,6 +162,8 @@ def events_table(events: Iterable[Event]) -> Table:
 
 def _detail(detail: dict[str, Any]) -> str:
     """The fields a person reads; long lists (findings, windows) are counted instead."""
+    if sentence := detail.get("sentence"):
+        return str(sentence)
     shown = []
     for key, value in detail.items():
         if value is None or value in ({}, []):
@@ -170,7 +172,7 @@ def _detail(detail: dict[str, Any]) -> str:
             shown.append(f"{key}: {len(value)}")
         elif key == "weight":
             shown.append(f"{value} %")
-        elif key in ("reason", "why", "sentence"):
+        elif key in ("reason", "why"):
             shown.append(str(value))
         else:
             shown.append(f"{key} {value}")

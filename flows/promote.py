@@ -114,7 +114,8 @@ def _promote(plane: ControlPlane, promotion: Promotion, release: Release, spec: 
         verify_samples(plane, promotion, release)
         announce(plane, promotion, spec.promotion, log.info)
         for weight, watched in steps(plane, promotion, spec):
-            await_approval(plane, promotion, spec, weight)
+            if weight in spec.promotion.approve_before and not plane.registry.approved(promotion, weight):
+                await_approval(plane, promotion, weight)
             shift(plane, promotion, weight)
             if watched:
                 watch_step(plane, promotion, spec, weight)
@@ -183,10 +184,8 @@ def verify_samples(plane: ControlPlane, promotion: Promotion, release: Release) 
 
 
 @step("approve {weight} %")
-def await_approval(plane: ControlPlane, promotion: Promotion, spec: ModelSpec, weight: int) -> None:
-    """Wait for a person where the policy asks for one; the deadline does not wait with us."""
-    if weight not in spec.promotion.approve_before or plane.registry.approved(promotion, weight):
-        return
+def await_approval(plane: ControlPlane, promotion: Promotion, weight: int) -> None:
+    """Wait for a person; the deadline does not wait with us."""
     print(f"waiting for 'modelserve approve {promotion.model} {weight} --comment …'")
     while not plane.registry.approved(promotion, weight):
         with plane.registry.turn(promotion.model) as turn:
@@ -248,6 +247,7 @@ def finish(plane: ControlPlane, promotion: Promotion) -> str:
         plane.platform.route(promotion.model, routes)
         sentence = f"{promotion.model} v{promotion.version} is stable and serves everybody"
         turn.end(promotion, State.PROMOTED, sentence)
+    plane.platform.settle(promotion.model)
     return sentence
 
 

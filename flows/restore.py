@@ -81,6 +81,7 @@ def restore(
     leaving = standing.version(retreat.leaves)
     try:
         plane.platform.stop(leaving)
+        plane.platform.settle(model)
     except ModelServeError as error:
         # Users are safe already; the sweep stops what is left over.
         log.warning("%s still has servers: %s", leaving.name, error)

@@ -83,6 +83,8 @@ class Settings(BaseSettings):
     """A promotion whose run has not been heard of for this long is nobody's: the sweep restores it."""
     cooldown_seconds: float = Field(default=600, ge=0)
     """After an alert has rolled a model back, further alerts do not, for this long."""
+    image_tags_allowed: bool = False
+    """Let the cluster run images by tag instead of by digest; for test clusters without a registry."""
     alerts_host: str = LOOPBACK
     """Address that the alert receiver binds; `0.0.0.0` in a pod."""
     gateway_timeout_seconds: float = Field(default=60, gt=0)

@@ -67,6 +67,7 @@ def _bring_home(plane: ControlPlane, promotion: Promotion, reason: str) -> Resto
         # It was certified and serves everybody: only the watching stopped. Nothing speaks against it.
         with plane.registry.turn(promotion.model) as turn:
             turn.end(promotion, State.PROMOTED, f"certified; the watch after it ended early: {reason}")
+        plane.platform.settle(promotion.model)
         return Restored(promotion.model, None, reconcile(plane, promotion.model), 0.0)
     return restore(plane, promotion.model, reason, State.FAILED, only=promotion)
 

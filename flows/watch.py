@@ -36,7 +36,7 @@ def announce(
     forecast = plan(policy, requests_per_second, error_rate)
     for sentence in forecast.sentences:
         say(sentence)
-    plane.registry.note(promotion.model, "planned", {"sentence": " ".join(forecast.sentences)}, promotion)
+    plane.registry.note(promotion.model, "planned", {"sentence": "; ".join(forecast.sentences)}, promotion)
 
 
 def watch(

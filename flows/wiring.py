@@ -59,8 +59,14 @@ def control_plane(settings: Settings | None = None) -> ControlPlane:
 def platform(settings: Settings) -> Platform:
     if settings.mode == "kubernetes":
         from flows.adapters.kubernetes import KubernetesPlatform
+        from flows.domain.manifests import Cluster
 
-        return KubernetesPlatform()
+        cluster = Cluster(
+            request_seconds=settings.gateway_timeout_seconds,
+            prometheus_url=settings.prometheus_url,
+            tags_allowed=settings.image_tags_allowed,
+        )
+        return KubernetesPlatform(cluster=cluster)
     from flows.adapters.local import LocalPlatform
     from flows.adapters.stack import Supervisor
 

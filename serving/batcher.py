@@ -33,7 +33,6 @@ from serving.spec import BatchingSpec
 logger = logging.getLogger("serving.batcher")
 
 _SWEEP_SECONDS = 0.02
-_INLINE_SECONDS = 0.002
 _INLINE_GIVES_UP_SECONDS = 0.01
 _INLINE_SLOW_BATCHES = 5
 _BACKGROUND_SECONDS = 0.02
@@ -90,7 +89,7 @@ class Entry:
 class Batcher:
     """Bounded in rows and bytes; to be used from one event loop.
 
-    `cost` holds what warm-up has measured; it decides whether batches run inline.
+    `cost` holds what warm-up has measured; `prefer_thread` says that a batch may take long.
     """
 
     def __init__(
@@ -118,9 +117,7 @@ class Batcher:
         self._running_rows = 0
         self._sweeping = False
         self._room: deque[asyncio.Future[None]] = deque()
-        self._inline = spec.mode == "inline" or (
-            spec.mode == "auto" and not prefer_thread and cost.seconds(spec.max_rows) < _INLINE_SECONDS
-        )
+        self._inline = spec.mode == "inline" or (spec.mode == "auto" and not prefer_thread)
         self._slow = 0
         self._thread: ModelThread | None = None
         self.pending_rows = 0

@@ -143,7 +143,8 @@ class Edge:
         return status
 
     def _own_headers(self, call: Call) -> list[tuple[bytes, bytes]]:
-        own = [(b"x-request-id", call.request_id.encode("ascii")), *_SECURITY]
+        # The version on refusals and failures too: whoever counts them must know whose they are.
+        own = [(b"x-request-id", call.request_id.encode("ascii")), self._service.version_header, *_SECURITY]
         if self._service.state is State.DRAINING:
             own.append(_CLOSE)
         return own

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import orjson
 
@@ -27,6 +27,8 @@ logger = logging.getLogger("serving.model")
 _WARM_UP_SECONDS = 10.0
 _SHORT_SECONDS = 0.05
 _SHORT_RUNS = 5
+_INLINE_SECONDS = 0.002
+_NEVER_INLINE_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,8 @@ class LoadedModel:
     codec: Codec
     engine: TensorEngine | RecordEngine
     cost: BatchCost
+    one: Payload | None = None
+    """A row that the model is known to answer."""
 
     @property
     def tensors(self) -> TensorRuntime | None:
@@ -66,6 +70,7 @@ def load_model(settings: Settings) -> LoadedModel:
         batch = joined_payload([one] * spec.serving.batching.max_rows)
         loaded.tensors.tune(lambda: _timed(loaded, batch))
         _learn_cost(loaded, one)
+    loaded = replace(loaded, one=one)
     logger.info(
         "model loaded",
         extra={
@@ -110,6 +115,24 @@ def _learn_cost(loaded: LoadedModel, one: Payload) -> None:
         if rows == most or time.monotonic() + 3 * seconds > until:
             return
         rows = min(rows * 2, most)
+
+
+def short(loaded: LoadedModel) -> bool:
+    """Whether the largest batch is short enough to run in the calling thread, the event loop's.
+
+    In CPU time, so that a neighbour that takes the CPU does not look like a slow model. Also warms this
+    thread: libraries set up state for each thread that calls them.
+    """
+    most = loaded.spec.serving.batching.max_rows
+    if loaded.one is None or loaded.cost.seconds(most) > _NEVER_INLINE_SECONDS:
+        return False
+    batch = joined_payload([loaded.one] * most)
+    used = []
+    for _ in range(_SHORT_RUNS):
+        before = time.thread_time()
+        loaded.engine.infer([batch])
+        used.append(time.thread_time() - before)
+    return min(used) < _INLINE_SECONDS
 
 
 def _timed(loaded: LoadedModel, payload: Payload) -> float:

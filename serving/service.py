@@ -24,7 +24,7 @@ from serving.codec import invalid
 from serving.engine import RecordEngine
 from serving.errors import BadRequest, Invalid, Problem, StartupError, Unavailable
 from serving.exchange import JSON, Answer, BodyReader, Call, check_json_type, decompressed
-from serving.model import LoadedModel, load_model, warm_up
+from serving.model import LoadedModel, load_model, short
 from serving.monitor import OutputMonitor
 from serving.redis_link import RedisAbsent, RedisLink
 from serving.rows import Payload, Result, joined_payload
@@ -76,7 +76,7 @@ class Service:
         self.guarded = self._keys is not None or settings.rate_limit > 0
         """Whether `admit` has anything to check."""
         self._bodies = BodyReader(10.0)
-        self.version_header = ((b"x-model-version", settings.version.encode()),)
+        self.version_header = (b"x-model-version", settings.version.encode())
 
     # ---- life
 
@@ -99,7 +99,12 @@ class Service:
         gc.set_threshold(50_000, 50, 100)
         if self.state is State.STARTING:
             self.state = State.READY
-            logger.info("ready", extra={"model": loaded.spec.name, "version": self.settings.version})
+            fields = {
+                "model": loaded.spec.name,
+                "version": self.settings.version,
+                "inline": self.batcher.inline,
+            }
+            logger.info("ready", extra=fields)
 
     def _install(self, loaded: LoadedModel) -> None:
         spec, settings, telemetry = loaded.spec, self.settings, self.telemetry
@@ -111,12 +116,9 @@ class Service:
             spec.serving.batching,
             cost=loaded.cost,
             observer=telemetry,
-            prefer_thread=isinstance(loaded.engine, RecordEngine),
+            prefer_thread=isinstance(loaded.engine, RecordEngine) or not short(loaded),
         )
         self._batcher = batcher
-        if batcher.inline:
-            # Libraries set up state for each thread that calls them: warm the one that will.
-            warm_up(loaded)
         monitor = OutputMonitor(spec, telemetry.outputs)
         if isinstance(loaded.engine, RecordEngine):
             loaded.engine.observed = monitor.records
@@ -206,7 +208,7 @@ class Service:
             body = decompressed(body, headers[b"content-encoding"], limits.max_body_bytes)
         payload = model.codec.decode(body)
         deadline = call.deadline(limits.timeout_seconds)
-        headers_out: tuple[tuple[bytes, bytes], ...] = self.version_header
+        headers_out: tuple[tuple[bytes, bytes], ...] = ()
         if self._cache is None:
             content = model.codec.encode(await self.run(payload, call, deadline))
         else:

@@ -55,6 +55,9 @@ class MemoryPlatform:
             self._maybe_fail("routes")
             return self._routes.get(model, Routes())
 
+    def settle(self, model: str) -> None:
+        """Nothing is pinned here."""
+
     def url(self, release: Release) -> str:
         with self._lock:
             self._maybe_fail("url")

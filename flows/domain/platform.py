@@ -31,5 +31,9 @@ class Platform(Protocol):
     def url(self, release: Release) -> str:
         """Base URL of the release's own servers, past the traffic split."""
 
+    def settle(self, model: str) -> None:
+        """A promotion or an experiment is over: whatever was pinned for its time (the least number of
+        servers, say) goes back to what the model's own settings say."""
+
     def running(self) -> frozenset[str]:
         """Names of the releases that have servers, ready or not."""

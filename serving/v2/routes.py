@@ -88,9 +88,9 @@ class OpenInference:
         result = await service.run(payload, call, call.deadline(limits.timeout_seconds))
         content, head_length = protocol.answer(loaded.codec.arrays(result), wanted)
         if head_length is None:
-            return Answer(200, content, JSON, service.version_header)
+            return Answer(200, content, JSON)
         length = (b"inference-header-content-length", str(head_length).encode())
-        return Answer(200, content, _BINARY, (*service.version_header, length))
+        return Answer(200, content, _BINARY, (length,))
 
     def _for(self, call: Call) -> Protocol:
         """The protocol of the model in the path; NotFound for any other name or version."""

@@ -149,6 +149,9 @@ class LocalPlatform:
             raise ReleaseNotReady(f"{release.name} has no servers here; start it first")
         return record.url
 
+    def settle(self, model: str) -> None:
+        """One server a release: nothing is pinned here."""
+
     def running(self) -> frozenset[str]:
         return frozenset(record.release for record in self._records.all())
 
