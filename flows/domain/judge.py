@@ -90,7 +90,8 @@ def judge_promoted(policy: PromotionPolicy, promotion: Sequence[Window], since: 
 def _detected(policy: PromotionPolicy, counted: Tally, ramp: Sequence[Window]) -> list[Reading]:
     """An e-detector a gate: harm may begin at any time after 100 %."""
     before = tally(policy, ramp)
-    control = counted.stable.sum() > 0
+    # Without a hold-back only stragglers reach the previous release, and they are no control group.
+    control = policy.hold_back > 0 and counted.stable.sum() > 0
     readings = []
     for gate, bad, total, bad_s, total_s, bad_before, total_before in (
         (
