@@ -84,7 +84,12 @@ class World:
         self.client.flushall()
 
     def serve(
-        self, model: str = "paint", consequence: str = "alert", reference: bool = True, version: int = 1
+        self,
+        model: str = "paint",
+        consequence: str = "alert",
+        reference: bool = True,
+        version: int = 1,
+        training: int = 3000,
     ) -> None:
         text = SPEC.format(consequence=consequence).replace("paint", model)
         bundle = self.folder / f"{model}-{version}"
@@ -92,7 +97,7 @@ class World:
         (bundle / "model.yaml").write_text(text)
         if reference:
             spec = parse_spec(text, "model.yaml")
-            profile = make_profile(rows(3000, 1), spec.signature, spec.drift, model=model)
+            profile = make_profile(rows(training, 1), spec.signature, spec.drift, model=model)
             (bundle / "reference.json").write_text(profile.to_json())
         uri, sha256 = self.plane.artifacts.put_bundle(bundle, model, version)
         self.plane.registry.register(Release(model, version, uri, sha256), text)
@@ -281,30 +286,39 @@ def test_only_models_whose_schedule_has_struck_are_due(world: World) -> None:
     assert drift.DRIFT in world.plane.registry.beats()
 
 
-def test_two_hundred_models_are_checked_within_the_limit(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_hundred_models_are_checked_in_one_run(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     names = [f"paint{number}" for number in range(200)]
+    for name in names:
+        world.serve(name, training=400)
+    world.send(rows(300, 8, shift=3), model=names[7])
+    for name in names[8:]:
+        world.send(rows(120, 9), model=name, hours=2)
     running = most = 0
     lock = threading.Lock()
-    result = DriftResult("paint", None, Outcome.STABLE, "")
+    check_model = drift.check_model
 
-    def counted(_plane: ControlPlane, model: str, **_: object) -> DriftResult:
+    def counted(*arguments: Any, **options: Any) -> DriftResult:
         nonlocal running, most
         with lock:
             running += 1
             most = max(most, running)
-        time.sleep(0.005)
-        with lock:
-            running -= 1
-        return replace(result, model=model)
+        try:
+            return check_model(*arguments, **options)
+        finally:
+            with lock:
+                running -= 1
 
     monkeypatch.setattr(drift, "check_model", counted)
 
-    results = drift.check_models(world.plane, names, limit=8)
+    results = drift.check_models(world.plane, names, limit=4, draw="never")
 
     assert [one.model for one in results] == names
-    assert most == 8
+    assert most == 4
+    outcomes = [one.outcome for one in results]
+    assert outcomes[:7] == [Outcome.NO_SAMPLES] * 7
+    assert outcomes[7] is Outcome.DRIFTED
+    assert outcomes[8:] == [Outcome.STABLE] * 192
+    assert all(world.plane.registry.drift_checks(name) for name in names)
 
 
 def test_training_that_cannot_start_is_said(world: World) -> None:
