@@ -26,6 +26,8 @@ from serving.telemetry import Telemetry
 
 _MOST_WAITING_WRITES = 4096
 _WRITE_SECONDS = 1.0
+_GATHER_SECONDS = 0.02
+"""Nobody waits for a write, and one of many rows costs little more than one of a few."""
 _STORE = "for i, key in ipairs(KEYS) do redis.call('SET', key, ARGV[i], 'EX', ARGV[#ARGV]) end"
 """One command for all writes of a tick: building one for each would cost more than the prediction."""
 Compute = Callable[[Payload, Sequence[int]], Awaitable[Result]]
@@ -147,6 +149,7 @@ class PredictionCache:
     async def _write(self) -> None:
         try:
             while self._writes:
+                await asyncio.sleep(_GATHER_SECONDS)
                 writes, self._writes = self._writes, []
                 await self._link.run(partial(self._store, writes), _WRITE_SECONDS)
         except RedisAbsent:
