@@ -52,11 +52,14 @@ def plan(policy: PromotionPolicy, requests_per_second: float, base_error_rate: f
     if requests_per_second <= 0:
         silence = "warning: there was no traffic in the last hour; without any, the canary holds and then: "
         return Plan(0.0, rate, None, None, (silence + _at_deadline(policy),), False)
-    find, _ = _walk(policy, requests_per_second, rate, 2.0)
+    find, accepted = _walk(policy, requests_per_second, rate, 2.0)
     _, certify = _walk(policy, requests_per_second, rate, 1.0)
     deadline = policy.deadline_seconds
     traffic = f"at the last hour's {requests_per_second:.3g} rps"
-    sentences = [_found_sentence(traffic, rate, find, deadline), _certified_sentence(certify, deadline)]
+    sentences = [
+        _found_sentence(traffic, rate, find, accepted is not None, deadline),
+        _certified_sentence(certify, deadline),
+    ]
     if certify is None or certify > deadline:
         enough = f"; {duration(certify)} would be enough" if certify is not None else ""
         sentences.append(
@@ -157,10 +160,12 @@ def _expected(weights: Array, seconds: float, requests_per_second: float, rate: 
     )
 
 
-def _found_sentence(traffic: str, rate: float, find: float | None, deadline: float) -> str:
+def _found_sentence(traffic: str, rate: float, find: float | None, accepted: bool, deadline: float) -> str:
     doubling = f"{traffic} a doubling of {100 * rate:.2g} % errors"
     if rate == 0:
         return f"{traffic} there were no errors: a canary that has some is soon found"
+    if find is None and accepted:
+        return f"{doubling} is not looked for: it is proven to stay within max_absolute before that"
     if find is None:
         return f"{doubling} would not be found: too few errors"
     late = "" if find <= deadline else ", after the deadline"

@@ -88,6 +88,14 @@ def test_a_plan_that_cannot_decide_warns_with_numbers(
     assert warning in last
 
 
+def test_a_doubling_that_the_policy_accepts_is_said_to_pass() -> None:
+    quick = PromotionPolicy(dwell_seconds=8, window_seconds=2, max_absolute=0.02)
+    found = plan(quick, 150, 0.001)
+    assert found.minutes_to_find is None
+    assert found.sentences[0].endswith("it is proven to stay within max_absolute before that")
+    assert found.decides
+
+
 def test_more_traffic_never_makes_a_plan_slower() -> None:
     minutes = [plan(PromotionPolicy(), rps, 0.005).minutes_to_find or 1e9 for rps in (1, 5, 20, 100, 1000)]
     assert minutes == sorted(minutes, reverse=True)
