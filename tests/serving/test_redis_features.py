@@ -178,6 +178,7 @@ def test_answered_rows_become_samples_and_outcomes_join_them(
     bundle = people(tmp_path, cache=PATIENT)
     with threaded(bundle, redis_url=redis_server) as server, server.client() as client:
         ask(client, person(), person("Bob", age=60), **{"x-request-id": "first"})
+        assert eventually(lambda: len(database.keys("predictions:*")) == 2)
         ask(client, person(), **{"x-request-id": "cached"})
         answer = client.post("/feedback", json={"request_id": "first", "outcomes": [None, 1]})
         assert answer.status_code == 202
