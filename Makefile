@@ -36,7 +36,7 @@ lint: setup  ## style, types, import contracts, manifests, rules
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/hadolint serving/Containerfile
+	$(BIN)/hadolint --config .hadolint.yaml serving/Containerfile infra/images/base.Containerfile
 	$(BIN)/python monitoring/generate_dashboards.py --check
 	promtool check rules monitoring/rules/*.yml
 	$(BIN)/python -m tests.manifests.validate
@@ -56,7 +56,7 @@ e2e: setup  ## the end-to-end and chaos tests alone
 bench: bench-judge bench-serving bench-drift bench-scale  ## every benchmark
 
 bench-judge: setup  ## the judge beside the rules of Argo Rollouts, Flagger and Kayenta
-	$(BIN)/python -m tests.bench.judge
+	$(BIN)/python -m tests.bench.judge --plot .github/images/judge.png
 
 bench-serving: setup  ## the model server beside plain FastAPI and the floor
 	$(BIN)/python -m tests.bench.serving_speed

@@ -101,13 +101,18 @@ def status() -> None:
 @app.command(rich_help_panel="This machine")
 def prepare() -> None:
     """Make what images are built on: base system and Python packages. Once, about three minutes."""
+    from flows.domain.spec import ScanPolicy
     from flows.wiring import image_builder, scanner
 
     chosen = settings()
-    image_builder(chosen).prepare(progress=say)
-    problem = scanner(chosen).refresh(progress=say)
+    runtime = image_builder(chosen).prepare(progress=say)
+    trivy = scanner(chosen)
+    problem = trivy.refresh(progress=say)
     if problem:
-        say(f"scanner: without a vulnerability database: {problem}")
+        say(f"scanner: no vulnerability database could be downloaded: {problem}")
+    # What is known of these layers is kept: a release's scan then reads the release's own layer only.
+    say("scanner: reading what all images share (about a minute the first time)")
+    say(trivy.scan(runtime, ScanPolicy(mode="record")).sentence)
 
 
 # -- releases -----------------------------------------------------------------------------------------

@@ -25,6 +25,8 @@ def exposition(plane: ControlPlane) -> bytes:
     weight = gauge("release_weight", "Percent of the traffic meant for a release.", "model", "version")
     frozen = gauge("model_frozen", "1 while no promotion of the model may begin.", "model")
     checked = gauge("drift_last_success_timestamp_seconds", "Last finished drift check.", "model")
+    outcome = gauge("drift_outcome", "1 for how the newest drift check ended.", "model", "outcome")
+    alerting = gauge("drift_alert", "1 when the newest drift check calls for somebody.", "model", "outcome")
     score = gauge("drift_score", "Drift of a column over its calibrated threshold.", "model", "column")
     for model in plane.registry.overview():
         frozen.labels(model.model).set(model.frozen)
@@ -35,9 +37,12 @@ def exposition(plane: ControlPlane) -> bytes:
             running.labels(model.model, version, model.state).set(1)
             started.labels(model.model, version).set(model.started)
             deadline.labels(model.model, version).set(model.deadline)
+        if model.drift_outcome is not None:
+            outcome.labels(model.model, model.drift_outcome).set(1)
+            alerting.labels(model.model, model.drift_outcome).set(model.drift_alerts)
         if model.drift_checked is not None:
             checked.labels(model.model).set(model.drift_checked)
-        for column, value in model.drift_result.get("scores", {}).items():
+        for column, value in model.drift_scores.items():
             score.labels(model.model, column).set(value)
     for name, at in plane.registry.beats().items():
         text = f"Last time the {name} succeeded."

@@ -102,6 +102,8 @@ class Record:
         self._before = Snapshot.from_json(snapshot) if snapshot else None
         self._conflict: Routes | None = None
         self._paused = False
+        self._trouble = ""
+        """Why the counters could not be read the last time."""
 
     @property
     def held(self) -> bool:
@@ -128,7 +130,7 @@ class Record:
         stable = rival.name if rival is not None and rival.version != newcomer else None
         after = self._look(self._before)
         if self._before is None or after is None:
-            why = "the counters could not be read: Prometheus does not answer"
+            why = self._trouble or "the counters could not be read"
             last = self.windows[-1].end if self.windows else began
             now = max(last, self._plane.clock.time())
             return unobserved(last, now, self._weight, why, stable=stable is not None)
@@ -142,7 +144,8 @@ class Record:
             standing = self._plane.registry.standing(self._promotion.model)
             names = [release.name for release in standing.releases if release.in_service]
             return self._plane.counters.snapshot(names, earlier)
-        except DependencyDown:
+        except DependencyDown as error:
+            self._trouble = str(error)
             return None
 
     def _standing(self) -> Standing:

@@ -27,7 +27,7 @@ def verify(url: str, name: str, samples: list[Sample], timeout: float = 30.0) ->
             status, body = ask(url, sample, timeout)
         except httpx.HTTPError as error:
             raise VerificationFailed(
-                f"{name} did not answer sample {sample.line} of samples.jsonl: {type(error).__name__}: {error}"
+                f"{name} did not answer line {sample.line} of samples.jsonl: {type(error).__name__}: {error}"
             ) from error
         wrong = mismatch(sample, status, body)
         if wrong is not None:

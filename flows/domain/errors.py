@@ -14,6 +14,7 @@
     ├── PromotionRejected      the judge rejected the canary; traffic went back
     ├── PromotionUnproven      the deadline came without proof and the policy keeps the canary where it is
     ├── RouteConflict          somebody else changed the route; it was left as it is
+    ├── EvidenceInvalid        a count or a time that cannot be true (in `flows.domain.windows`)
     ├── DependencyDown         a system that we need does not answer; carries its name
     └── PortTaken              a port of the local stack is in use by somebody else
 

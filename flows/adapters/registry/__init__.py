@@ -41,6 +41,7 @@ from flows.domain.errors import (
     ReleaseExists,
     ReleaseUnknown,
 )
+from flows.domain.findings import Outcome
 from flows.domain.promotion import Promotion, Standing, State
 from flows.domain.release import Phase, Release, release_name
 
@@ -383,10 +384,15 @@ class Registry:
                 "SELECT m.name, m.route, m.frozen IS NOT NULL AS frozen, p.version, p.state,"
                 " extract(epoch FROM p.started_at)::float8 AS started,"
                 " extract(epoch FROM p.deadline)::float8 AS deadline,"
-                " extract(epoch FROM d.checked_at)::float8 AS checked, d.outcome, d.result"
+                " newest.outcome, coalesce((newest.result ->> 'alerts')::boolean, false) AS alerts,"
+                " extract(epoch FROM good.checked_at)::float8 AS checked, good.result -> 'scores' AS scores"
                 " FROM models m LEFT JOIN promotions p ON p.model = m.name AND p.ended_at IS NULL"
-                " LEFT JOIN LATERAL (SELECT checked_at, outcome, result FROM drift_checks"
-                "  WHERE model = m.name ORDER BY checked_at DESC LIMIT 1) d ON true ORDER BY m.name"
+                " LEFT JOIN LATERAL (SELECT outcome, result FROM drift_checks"
+                "  WHERE model = m.name ORDER BY checked_at DESC LIMIT 1) newest ON true"
+                " LEFT JOIN LATERAL (SELECT checked_at, result FROM drift_checks"
+                "  WHERE model = m.name AND outcome = ANY(%s) ORDER BY checked_at DESC LIMIT 1) good ON true"
+                " ORDER BY m.name",
+                ([outcome.value for outcome in Outcome if outcome.checked],),
             )
             return [
                 Overview(
@@ -397,9 +403,10 @@ class Registry:
                     state=row["state"],
                     started=row["started"],
                     deadline=row["deadline"],
-                    drift_checked=row["checked"],
                     drift_outcome=row["outcome"],
-                    drift_result=row["result"] or {},
+                    drift_alerts=row["alerts"],
+                    drift_checked=row["checked"],
+                    drift_scores=row["scores"] or {},
                 )
                 for row in cursor.fetchall()
             ]

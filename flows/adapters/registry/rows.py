@@ -58,9 +58,13 @@ class Overview:
     state: str | None
     started: float | None
     deadline: float | None
-    drift_checked: float | None
     drift_outcome: str | None
-    drift_result: dict[str, Any]
+    """How the newest check ended, whether it came to a verdict or not."""
+    drift_alerts: bool
+    drift_checked: float | None
+    """When the newest check that came to a verdict ended."""
+    drift_scores: dict[str, float]
+    """Of that check, by column."""
 
 
 def routes_to_json(routes: Routes) -> dict[str, Any]:
