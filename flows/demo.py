@@ -227,6 +227,8 @@ def _drift(plane: ControlPlane, folder: Path, console: Console) -> Outcome:
     _, outcome, result = checks[0]
     sentence = str(result["sentence"])
     console.print(sentence, markup=False)
+    if performance := result.get("performance"):
+        console.print(f"does it hurt? {performance['state']}: {performance['sentence']}", markup=False)
     if report := result.get("report"):
         console.print(f"report: {report}", markup=False)
     right = outcome in (DriftOutcome.DRIFTED, DriftOutcome.HARMED) and bool(report)
