@@ -23,10 +23,11 @@ up: setup  ## start the local stack
 down:  ## stop it
 	@$(BIN)/modelserve down
 
-test: setup  ## all tests: fast ones first, then real parts, then end to end and chaos
+test: setup  ## all tests: fast ones first, then real parts, then end to end
 	$(PYTEST) -q tests/domain tests/serving tests/flows tests/models
 	$(PYTEST) -q tests/agreement tests/manifests tests/monitoring tests/infra tests/workflows tests/platform tests/integration
-	$(PYTEST) -q tests/e2e tests/chaos
+	@$(BIN)/modelserve prepare
+	$(PYTEST) -q tests/e2e
 
 fast: setup  ## the tests that take seconds
 	$(PYTEST) -q tests/domain tests/serving
@@ -50,8 +51,8 @@ format:  ## put the code into shape
 image: setup  ## make what release images are built on
 	@$(BIN)/modelserve prepare
 
-e2e: setup  ## the end-to-end and chaos tests alone
-	$(PYTEST) -q tests/e2e tests/chaos
+e2e: setup  ## the end-to-end tests alone
+	$(PYTEST) -q tests/e2e
 
 bench: bench-judge bench-serving bench-drift bench-scale  ## every benchmark
 

@@ -88,7 +88,9 @@ def sample(number: int, **features: Any) -> dict[str, Any]:
     }
 
 
-def send(client: redis.Redis, *samples: dict[str, Any], stream: str = "samples:flights", most: int = 100_000) -> None:
+def send(
+    client: redis.Redis, *samples: dict[str, Any], stream: str = "samples:flights", most: int = 100_000
+) -> None:
     for one in samples:
         client.xadd(stream, {"data": json.dumps(one)}, maxlen=most, approximate=False)
 
@@ -115,7 +117,9 @@ def test_rows_come_back_as_they_were_sent(client: redis.Redis, redis_server: str
     assert frame["pixels"][0].tolist() == [1, 2, 3, 4]
     assert frame["temperature"].isna().sum() == 1
     known = frame[frame["@outcome"].notna()]
-    assert known[["@request_id", "@row", "@outcome"]].to_numpy().tolist() == [["r3", 1, 0.0]], "the newest counts"
+    assert known[["@request_id", "@row", "@outcome"]].to_numpy().tolist() == [["r3", 1, 0.0]], (
+        "the newest counts"
+    )
     assert reading.unknown_outcomes == 1
     assert reading.findings() == []
     days = {path.name for path in Path(store.uri.removeprefix("file://"), "samples/flights").iterdir()}
@@ -152,7 +156,9 @@ def test_a_crash_between_writing_and_acknowledging_neither_loses_nor_repeats(
         archive(redis_server, store, "flights", SIGNATURE, POLICY, batch=10, after_write=crash)
     send(client, *[sample(n) for n in range(25, 40)])
     first = archive(redis_server, store, "flights", SIGNATURE, POLICY, batch=10, abandoned_seconds=3600)
-    assert first.samples == 40 - 10 * (crash_at - 1) - (10 if crash_at < 3 else 5), "the batch is not abandoned yet"
+    assert first.samples == 40 - 10 * (crash_at - 1) - (10 if crash_at < 3 else 5), (
+        "the batch is not abandoned yet"
+    )
     archive(redis_server, store, "flights", SIGNATURE, POLICY, batch=10, abandoned_seconds=0)
 
     assert sorted(read(store)["@at"].tolist()) == [1_800_000_000.0 + n for n in range(40)]
@@ -189,7 +195,9 @@ def test_entries_pushed_out_of_the_stream_are_counted_as_lost(
     assert archive(redis_server, store, "flights", SIGNATURE, POLICY).lost == 30, "still the same thirty"
 
 
-def test_values_that_do_not_fit_become_findings(client: redis.Redis, redis_server: str, store: SampleStore) -> None:
+def test_values_that_do_not_fit_become_findings(
+    client: redis.Redis, redis_server: str, store: SampleStore
+) -> None:
     odd = sample(1, carrier=7, surprise=True)
     del odd["features"]["temperature"]
     send(client, odd, sample(2))
@@ -214,7 +222,7 @@ def damage(change: Callable[[bytes], bytes], store: SampleStore) -> None:
     part.write_bytes(change(part.read_bytes()))
 
 
-@pytest.mark.parametrize("change", [lambda b: b"", lambda b: b[: len(b) // 2], lambda b: b"x" * len(b)])
+@pytest.mark.parametrize("change", [lambda _: b"", lambda b: b[: len(b) // 2], lambda b: b"x" * len(b)])
 def test_a_damaged_part_costs_its_own_rows_and_is_named(
     client: redis.Redis, redis_server: str, store: SampleStore, change: Callable[[bytes], bytes]
 ) -> None:
