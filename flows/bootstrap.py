@@ -100,7 +100,8 @@ def automations(rollback_deployment: UUID) -> list[AutomationCore]:
             source="selected",
             deployment_id=rollback_deployment,
             job_variables=None,
-            parameters={"run": "{{ flow_run.id }}", "reason": reason},
+            # Not `flow_run.id`: it is no text, and the template fails in silence.
+            parameters={"run": "{{ event.resource.id }}", "reason": reason},
         )
 
     ended_badly = AutomationCore(
@@ -118,7 +119,7 @@ def automations(rollback_deployment: UUID) -> list[AutomationCore]:
             threshold=1,
             within=timedelta(0),
         ),
-        actions=[roll_back("its flow run ended as {{ flow_run.state.name }}")],
+        actions=[roll_back("its flow run sent {{ event.event }}")],
     )
     # Rolls back directly and not through the Crashed event it causes: after a restart of the server the
     # ordering of events held that one back for 15 minutes.

@@ -49,6 +49,7 @@ def rollback(
     `against_the_release` the release is recorded as rejected: evidence spoke, not a person's wish.
     """
     plane = control_plane()
+    run = run.removeprefix("prefect.flow-run.") if run else None  # as automations name it
     if run and not model:
         found = plane.registry.promotion_of_run(run)
         if found is None:

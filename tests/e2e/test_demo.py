@@ -6,7 +6,6 @@ import importlib.util
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,46 +17,17 @@ from flows.adapters.registry import Registry
 from flows.console import replay_verdicts
 from flows.domain.promotion import State
 from flows.settings import Settings
+from tests.free_ports import stack_variables
 
 ROOT = Path(__file__).parents[2]
 MINUTES = 12
-PORTS = (
-    "gateway",
-    "gateway_admin",
-    "prefect",
-    "prometheus",
-    "alertmanager",
-    "alerts",
-    "redis",
-    "postgres",
-)
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody has now; all held at once, so that they differ."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
 
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Settings of a stack of its own; images are built on the base that `make test` has prepared."""
     state = tmp_path_factory.mktemp("demo") / "state"
-    ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
-    environment = {
-        **os.environ,
-        "MODELSERVE_STATE": str(state),
-        "MODELSERVE_IMAGES_FOLDER": str(Settings().image_storage),
-        **{f"MODELSERVE_PORTS__{name.upper()}": str(port) for name, port in ports.items()},
-        "MODELSERVE_PORTS__RELEASES": "27000",
-        "COLUMNS": "200",
-    }
+    environment = {**os.environ, **stack_variables(state, 27000), "COLUMNS": "200"}
     yield environment
     subprocess.run(modelserve("down"), env=environment, cwd=ROOT, timeout=180, check=True)
 
