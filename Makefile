@@ -23,11 +23,11 @@ up: setup  ## start the local stack
 down:  ## stop it
 	@$(BIN)/modelserve down
 
-test: setup  ## all tests: fast ones first, then real parts, then end to end
+test: setup  ## all tests: fast ones first, then real parts, then end to end and chaos
 	$(PYTEST) -q tests/domain tests/serving tests/flows tests/models
-	$(PYTEST) -q tests/agreement tests/manifests tests/monitoring tests/infra tests/workflows tests/platform tests/integration
 	@$(BIN)/modelserve prepare
-	$(PYTEST) -q tests/e2e
+	$(PYTEST) -q tests/agreement tests/manifests tests/monitoring tests/infra tests/workflows tests/platform tests/integration
+	$(PYTEST) -q tests/e2e tests/chaos
 
 fast: setup  ## the tests that take seconds
 	$(PYTEST) -q tests/domain tests/serving
@@ -52,7 +52,7 @@ image: setup  ## make what release images are built on
 	@$(BIN)/modelserve prepare
 
 e2e: setup  ## the end-to-end tests alone
-	$(PYTEST) -q tests/e2e
+	$(PYTEST) -q tests/e2e tests/chaos
 
 bench: bench-judge bench-serving bench-drift bench-scale  ## every benchmark
 

@@ -19,6 +19,7 @@ import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from flows.adapters import stack
+from flows.domain.errors import DependencyDown
 from flows.domain.promotion import Promotion
 from flows.settings import Settings
 from flows.wiring import ControlPlane, control_plane
@@ -172,8 +173,14 @@ class World:
 
     @staticmethod
     def until(condition: Callable[[], bool], seconds: float, what: str) -> None:
+        def met() -> bool:
+            try:
+                return condition()
+            except DependencyDown:
+                return False  # the very thing that the test has stopped
+
         deadline = time.monotonic() + seconds
-        while not condition():
+        while not met():
             assert time.monotonic() < deadline, f"waited {seconds:g} s for {what}"
             time.sleep(0.2)
 
