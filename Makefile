@@ -2,6 +2,8 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 BIN := .venv/bin
+# Tools that come as wheels (hadolint, the S3 server) are found there, as in an activated environment.
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
 PYTEST := $(BIN)/python -m pytest
 
 .PHONY: help setup demo test fast lint format check up down image e2e bench bench-judge bench-serving bench-drift \
