@@ -43,6 +43,10 @@ from flows.wiring import ControlPlane, control_plane
 AGAINST_THE_RELEASE = (PromotionRejected, ScanRefused, VerificationFailed)
 """Errors that say something about the release; every other one is a fault of ours and teaches nothing."""
 
+BUILD_SECONDS = 1800.0
+"""What image, scan and samples may take before the first step, from which the policy's deadline counts. The
+registry's own deadline is later by that: it is for flows that hang, and must not cut in before the judge."""
+
 ROUTE_PATIENCE_SECONDS = 5.0
 """Between two looks at a route that somebody else has changed, or at a system that is away."""
 
@@ -84,9 +88,8 @@ def promote(model: str, version: int) -> str:
     run = str(flow_run.id or uuid.uuid4())
     release = plane.registry.release(model, version)
     spec = parse_spec(plane.registry.spec(model, version), f"{release.name}/model.yaml")
-    promotion = plane.registry.begin(
-        model, version, run, spec.promotion.deadline_seconds, plane.settings.lease_seconds
-    )
+    hangs = BUILD_SECONDS + spec.resources.start_seconds + spec.promotion.deadline_seconds
+    promotion = plane.registry.begin(model, version, run, hangs, plane.settings.lease_seconds)
     log = get_run_logger()
     with driven(plane, promotion):
         try:
