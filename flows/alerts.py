@@ -2,7 +2,8 @@
 
 It rolls back in its own process, as a Prefect flow run that the UI shows; when the Prefect server is away
 it does the same without one. Starting a worker's process or a pod first would cost users seconds of errors.
-Once an alert is claimed its rollback is on record, so a receiver that dies half-way is finished by the sweep.
+An alert counts as answered only when it is settled: a receiver that dies half-way gets it again, and a
+rollback that had begun is on record and finished by the sweep.
 """
 
 from __future__ import annotations
@@ -66,8 +67,12 @@ def handle(plane: ControlPlane, alert: Alert) -> Outcome:
     model = alert.labels.get("model", "")
     if model not in plane.registry.models():
         return Outcome("unknown-model", f"{name} names the model {model!r}, which is not registered")
-    if not plane.registry.claim_alert(alert.fingerprint, alert.starts_at, model):
+    claim = plane.registry.claim_alert(alert.fingerprint, alert.starts_at, model)
+    if claim == "settled":
         return Outcome("duplicate", f"{name} for {model} has been answered already")
+    if claim == "busy":
+        # Whoever answers it may die; Alertmanager sends it again until it is settled.
+        raise DependencyDown(f"{name} for {model} is being answered; send it again")
     try:
         outcome = _answer(plane, alert, model, name)
     except BaseException:
@@ -79,33 +84,33 @@ def handle(plane: ControlPlane, alert: Alert) -> Outcome:
 
 
 def _answer(plane: ControlPlane, alert: Alert, model: str, name: str) -> Outcome:
-    verdict = blame(plane, model, alert.labels.get("version"))
-    if verdict.kind is Blame.SHARED:
-        plane.registry.freeze(model, f"{name}: {verdict.sentence}")
-        return Outcome("shared-incident", f"{model} is frozen, not rolled back: {verdict.sentence}")
-    if verdict.kind is Blame.NOT_IN_SERVICE:
-        return Outcome("not-in-service", verdict.sentence)
-    if not plane.registry.cool_down(model, plane.settings.cooldown_seconds):
+    finding = blame(plane, model, alert.labels.get("version"))
+    if finding.kind is Blame.SHARED:
+        plane.registry.freeze(model, f"{name}: {finding.sentence}")
+        return Outcome("shared-incident", f"{model} is frozen, not rolled back: {finding.sentence}")
+    if finding.kind is Blame.NOT_IN_SERVICE:
+        return Outcome("not-in-service", finding.sentence)
+    if plane.registry.cooling_down(model):
         return Outcome(
             "cooling-down", f"{model} was rolled back by an alert a moment ago; a person must look"
         )
     summary = alert.annotations.get("summary", "no summary")
-    reason = f"alert {name}: {summary}"
-    try:
-        return Outcome("rolled-back", _with_prefect(plane, model, reason))
-    except BaseException:
-        plane.registry.end_cool_down(model)
-        raise
+    sentence = _with_prefect(plane, model, finding.version, f"alert {name}: {summary}")
+    # Only now: a rollback that failed must not keep its own repetition from being tried.
+    plane.registry.cool_down(model, plane.settings.cooldown_seconds)
+    return Outcome("rolled-back", sentence)
 
 
-def _with_prefect(plane: ControlPlane, model: str, reason: str) -> str:
+def _with_prefect(plane: ControlPlane, model: str, version: int, reason: str) -> str:
     """As a flow run when the Prefect server answers; users do not wait for it when it does not."""
     try:
         httpx.get(f"{plane.settings.prefect_url}/health", timeout=1.0).raise_for_status()
-    except httpx.HTTPError as error:
-        log.warning("the Prefect server does not answer (%s): rolling back without a flow run", error)
-        return roll_back(plane, model, reason, state=State.REJECTED).sentence
-    return rollback(model=model, reason=reason, against_the_release=True)
+        return rollback(model=model, reason=reason, leaving=version, against_the_release=True)
+    except ModelServeError:
+        raise
+    except Exception as error:  # half-up servers fail in many ways; none may keep users waiting
+        log.warning("rolling back without a Prefect flow run: %s", error)
+        return roll_back(plane, model, reason, state=State.REJECTED, leaving=version).sentence
 
 
 def receiver(plane: ControlPlane, token: str) -> FastAPI:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from flows.domain.promotion import Standing
+from flows.domain.promotion import Standing, newest
 from flows.domain.verdict import Verdict
 from flows.wiring import ControlPlane
 
@@ -28,33 +28,39 @@ class Blame(Enum):
 class Finding:
     kind: Blame
     sentence: str
+    version: int = 0
+    """The release that is to blame."""
 
 
 def blame(plane: ControlPlane, model: str, version: str | None) -> Finding:
     """Whom an alert about `version` of `model` (None: about the model) is about."""
     standing = plane.registry.standing(model)
-    newest = standing.canary or standing.stable
-    if newest is None:
+    release = newest(standing)
+    if release is None:
         return Finding(Blame.NOT_IN_SERVICE, f"no release of {model} is in service")
-    named = str(newest.version) if version is None else version
-    serving = {str(release.version) for release in standing.releases if release.in_service}
+    named = str(release.version) if version is None else version
+    if standing.retreat is not None and named == str(standing.retreat.leaves):
+        return Finding(
+            Blame.RELEASE, f"{model} v{named} is being taken out, and that must be finished", int(named)
+        )
+    serving = {str(other.version) for other in standing.releases if other.in_service}
     if named not in serving:
         return Finding(Blame.NOT_IN_SERVICE, f"{model} v{named} is not in service any more")
-    if named != str(newest.version):
+    if named != str(release.version):
         return Finding(
             Blame.SHARED,
-            f"the alert names v{named}, which served before v{newest.version}: that one is not the cause",
+            f"the alert names v{named}, which served before v{release.version}: that one is not the cause",
         )
-    if standing.promotion is None and standing.previous is None:
+    if standing.canary is None and standing.promotion is None and standing.previous is None:
         # It has proven itself once, and without it nobody would answer at all.
         return Finding(
-            Blame.SHARED, f"v{newest.version} has no earlier release to go back to: a person must look"
+            Blame.SHARED, f"v{release.version} has no earlier release to go back to: a person must look"
         )
     verdict = _last_verdict(plane, standing)
     if verdict is not None and verdict.metric == INCIDENT:
         return Finding(Blame.SHARED, verdict.sentence)
     compared = "nothing to compare it with" if verdict is None else verdict.sentence
-    return Finding(Blame.RELEASE, f"v{newest.version} is the newest change; {compared}")
+    return Finding(Blame.RELEASE, f"v{release.version} is the newest change; {compared}", release.version)
 
 
 def _last_verdict(plane: ControlPlane, standing: Standing) -> Verdict | None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from uuid import UUID
 
+import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import State as RunState
 from prefect.exceptions import ObjectNotFound
@@ -125,5 +128,13 @@ def _ended(plane: ControlPlane, started: Started) -> tuple[State, str] | None:
     return None
 
 
-def _client() -> SyncPrefectClient:
-    return get_client(sync_client=True)
+@contextmanager
+def _client() -> Iterator[SyncPrefectClient]:
+    """Raises DependencyDown instead of a traceback when the server is away."""
+    try:
+        with get_client(sync_client=True) as client:
+            yield client
+    except httpx.HTTPError as error:
+        raise DependencyDown(
+            f"the Prefect server does not answer ({type(error).__name__}); see 'modelserve status'"
+        ) from error

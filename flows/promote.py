@@ -31,12 +31,13 @@ from flows.domain.errors import (
     ScanRefused,
     VerificationFailed,
 )
-from flows.domain.promotion import Promotion, State, ramp, settled
+from flows.domain.promotion import Promotion, Standing, State, due, ramp, settled
 from flows.domain.release import Release
+from flows.domain.routes import Routes
 from flows.domain.spec import ModelSpec, parse_spec
 from flows.domain.verification import parse_samples
 from flows.report import Progress, publish_image, publish_report
-from flows.restore import reconcile, restore
+from flows.restore import Restored, bring_home, reconcile, restore
 from flows.watch import announce, watch, watch_on
 from flows.wiring import ControlPlane, control_plane
 
@@ -101,11 +102,10 @@ def promote(model: str, version: int) -> str:
         except PromotionUnproven:
             raise
         except BaseException as error:
-            restored = restore(plane, model, _one_line(error), _blame(error), only=promotion)
-            log.error(restored.sentence)
+            log.error(_go_back(plane, promotion, error).sentence)
             raise
         finally:
-            publish_report(plane, plane.registry.promotion(promotion.id), spec)
+            publish_report(plane, promotion.id, spec)
 
 
 def _promote(plane: ControlPlane, promotion: Promotion, release: Release, spec: ModelSpec) -> str:
@@ -116,9 +116,9 @@ def _promote(plane: ControlPlane, promotion: Promotion, release: Release, spec: 
         start_servers(plane, promotion, release, spec)
         verify_samples(plane, promotion, release)
         announce(plane, promotion, spec.promotion, log.info)
-        for weight, watched in steps(plane, promotion, spec):
-            if weight in spec.promotion.approve_before and not plane.registry.approved(promotion, weight):
-                await_approval(plane, promotion, weight)
+        for gate, weight, watched in steps(plane, promotion, spec):
+            if gate is not None and not plane.registry.approved(promotion, gate):
+                await_approval(plane, promotion, gate)
             shift(plane, promotion, weight)
             if watched:
                 watch_step(plane, promotion, spec, weight)
@@ -127,8 +127,9 @@ def _promote(plane: ControlPlane, promotion: Promotion, release: Release, spec: 
     return finish(plane, promotion)
 
 
-def steps(plane: ControlPlane, promotion: Promotion, spec: ModelSpec) -> list[tuple[int, bool]]:
-    """The weights still to come, and whether each is watched before the next.
+def steps(plane: ControlPlane, promotion: Promotion, spec: ModelSpec) -> list[tuple[int | None, int, bool]]:
+    """The steps still to come: the approval that each waits for (None: none), its weight, and whether it is
+    watched before the next.
 
     A promotion that is run again begins at the weight it had reached. Once everybody is on the new release
     there is nobody left to compare with: the watch after 100 % looks on. A first release has nobody to
@@ -136,10 +137,15 @@ def steps(plane: ControlPlane, promotion: Promotion, spec: ModelSpec) -> list[tu
     """
     standing = plane.registry.standing(promotion.model)
     if standing.stable is None:
-        return [(100, True)]
+        return [(min(spec.promotion.approve_before, default=None), 100, True)]
     reached = standing.promotion.weight if standing.promotion else 0
     most = 100 - spec.promotion.hold_back
-    return [(min(weight, most), weight < 100) for weight in spec.promotion.steps if weight >= reached]
+    gates = spec.promotion.approve_before
+    return [
+        (step if step in gates else None, min(step, most), step < 100)
+        for step in spec.promotion.steps
+        if min(step, most) >= reached
+    ]
 
 
 @step("build image")
@@ -202,12 +208,7 @@ def shift(plane: ControlPlane, promotion: Promotion, weight: int) -> None:
     with plane.registry.turn(promotion.model) as turn:
         standing = turn.mine(promotion)
         routes = ramp(standing, weight)
-        found = plane.platform.routes(promotion.model)
-        if found not in (standing.route, routes):
-            raise RouteConflict(
-                f"the route of {promotion.model} was changed by somebody else to {dict(found.weights)}; "
-                f"expected {dict(standing.route.weights)}: it stays, and the promotion does not go on"
-            )
+        _free_hands(plane, standing, routes)
         turn.intend_route(routes)
         plane.platform.route(promotion.model, routes)
         turn.record_weight(promotion, weight)
@@ -227,6 +228,7 @@ def crown(plane: ControlPlane, promotion: Promotion, spec: ModelSpec) -> None:
         if standing.promotion is not None and standing.promotion.state is State.WATCHING:
             return
         routes = settled(standing.canary, standing.stable, spec.promotion.hold_back)
+        _free_hands(plane, standing, routes)
         turn.intend_route(routes)
         plane.platform.route(promotion.model, routes)
         turn.crown(promotion)
@@ -243,15 +245,34 @@ def watch_after(plane: ControlPlane, promotion: Promotion, spec: ModelSpec) -> N
 @step("finish")
 def finish(plane: ControlPlane, promotion: Promotion) -> str:
     """All of the traffic, hold-back included, and the books closed."""
+    now = plane.registry.promotion(promotion.id)
+    if now.state is State.PROMOTED:  # done before, but something after it was in the way
+        plane.platform.settle(promotion.model)
+        return now.reason or ""
     with plane.registry.turn(promotion.model) as turn:
         standing = turn.mine(promotion)
         routes = settled(standing.stable, standing.previous)
+        _free_hands(plane, standing, routes)
         turn.intend_route(routes)
         plane.platform.route(promotion.model, routes)
         sentence = f"{promotion.model} v{promotion.version} is stable and serves everybody"
         turn.end(promotion, State.PROMOTED, sentence)
     plane.platform.settle(promotion.model)
     return sentence
+
+
+def _free_hands(plane: ControlPlane, standing: Standing, routes: Routes) -> None:
+    """Raise RouteConflict when somebody else has changed the route; the task is tried again a little later.
+
+    What an interrupted step of our own may have left is no conflict: the route before it, or after it.
+    """
+    found = plane.platform.routes(standing.model)
+    ours = (standing.route, routes, due(standing), settled(standing.stable), Routes())
+    if found not in ours:
+        raise RouteConflict(
+            f"the route of {standing.model} was changed by somebody else to {dict(found.weights)}; "
+            f"expected {dict(standing.route.weights)}: the promotion does not go on"
+        )
 
 
 @contextmanager
@@ -276,6 +297,13 @@ def driven(plane: ControlPlane, promotion: Promotion) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
+
+
+def _go_back(plane: ControlPlane, promotion: Promotion, error: BaseException) -> Restored:
+    state = _blame(error)
+    if state is State.FAILED:
+        return bring_home(plane, promotion, _one_line(error))
+    return restore(plane, promotion.model, _one_line(error), state, only=promotion)
 
 
 def _blame(error: BaseException) -> State:

@@ -74,12 +74,12 @@ def publish_image(promotion: Promotion, image: str, scanned: str) -> None:
         log.warning("the scan of %s could not be published: %s", name, error)
 
 
-def publish_report(plane: ControlPlane, promotion: Promotion, spec: ModelSpec) -> None:
-    """Write the decision report to the artifact store and to Prefect. Never fails a promotion."""
+def publish_report(plane: ControlPlane, promotion: str, spec: ModelSpec) -> None:
+    """Write the report of the promotion with this id to the artifact store and to Prefect. Never fails it."""
     try:
-        _publish(plane, promotion, spec)
+        _publish(plane, plane.registry.promotion(promotion), spec)
     except Exception as error:  # a report must not decide how a promotion ends
-        log.warning("the report of promotion %s could not be published: %s", promotion.id, error)
+        log.warning("the report of promotion %s could not be published: %s", promotion, error)
 
 
 def _publish(plane: ControlPlane, promotion: Promotion, spec: ModelSpec) -> None:

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from flows.domain.errors import ModelServeError
-from flows.domain.promotion import Promotion, Retreat, Standing, State, due, plan_retreat, settled
+from flows.adapters.registry import Turn
+from flows.domain.errors import DependencyDown, ModelServeError, ReleaseNotReady
+from flows.domain.promotion import Promotion, Retreat, Standing, State, due, newest, plan_retreat, settled
+from flows.domain.release import Release
 from flows.domain.routes import Routes
 from flows.domain.spec import parse_spec
 from flows.wiring import ControlPlane
@@ -49,11 +51,14 @@ def restore(
     state: State = State.ABORTED,
     to: int | None = None,
     only: Promotion | None = None,
+    leaving: int | None = None,
 ) -> Restored:
     """Take the canary out, or, when there is none, go back from the stable to the previous release (or `to`).
 
     `only`: a promotion that must still be open and driven by the same run, else nothing is taken back. A
     failing flow names its own, so that it never rolls back what somebody else has begun meanwhile.
+    `leaving`: the version that must still be the newest in service. Of two who ask at the same moment, the
+    second finds it gone, and does not take out the next one.
     An earlier retreat that was interrupted is finished first and is then the result. The intention is on
     record before any traffic moves; traffic moves before phases change.
     Raises ReleaseUnknown, ReleaseNotReady when the target does not come up, DependencyDown.
@@ -62,30 +67,66 @@ def restore(
     with plane.registry.turn(model) as turn:
         standing = turn.standing()
         retreat = standing.retreat
-        if retreat is None and (only is None or _is_open(standing, only)):
+        if retreat is None and _is_meant(standing, only, leaving):
             retreat = plan_retreat(standing, state, reason, to)
+            if retreat is None and only is not None:
+                turn.end(only, state, reason)  # its canary has left already; only its row is still open
+        elif retreat is not None and to is not None and to != retreat.leaves:
+            retreat = replace(retreat, target=standing.version(to).version)
         if retreat is None:
-            return Restored(model, None, _reroute(plane, standing, due(standing)), time.monotonic() - began)
-        turn.intend_retreat(retreat)
-        if retreat.target is not None:
-            target = standing.version(retreat.target)
-            spec = parse_spec(plane.registry.spec(model, target.version), f"{target.name}/model.yaml")
-            plane.platform.start(target, spec)
-            routes = settled(target)
-        else:
-            routes = Routes()
+            routes = _reroute(plane, turn, turn.standing())
+            return Restored(model, None, routes, time.monotonic() - began)
+        try:
+            # Before anything is on record: a target that cannot start (ReleaseNotReady) must not be the one
+            # that every later rollback tries.
+            routes = settled(_started(plane, standing, retreat))
+        except DependencyDown:
+            _intend(turn, standing, retreat)
+            raise
+        _intend(turn, standing, retreat)
         turn.intend_route(routes)
         plane.platform.route(model, routes)
         seconds = time.monotonic() - began
         turn.settle_retreat(retreat, standing.promotion)
-    leaving = standing.version(retreat.leaves)
-    try:
-        plane.platform.stop(leaving)
-        plane.platform.settle(model)
-    except ModelServeError as error:
-        # Users are safe already; the sweep stops what is left over.
-        log.warning("%s still has servers: %s", leaving.name, error)
+        _stop(plane, turn, retreat.leaves)
     return Restored(model, retreat, routes, seconds)
+
+
+def bring_home(
+    plane: ControlPlane, promotion: Promotion, reason: str, state: State = State.FAILED
+) -> Restored:
+    """End a promotion that broke off through no fault of its release; the sweep, the automations and the
+    failing flow all do the same.
+
+    A release that the judge has already condemned is taken out as rejected. One that was certified and
+    serves everybody stays: only the watching stopped. A canary leaves.
+    """
+    model = promotion.model
+    with plane.registry.turn(model) as turn:
+        standing = turn.standing()
+        if not _is_open(standing, promotion):
+            return Restored(model, None, standing.route, 0.0)
+        assert standing.promotion is not None
+        watching = standing.promotion.state is State.WATCHING
+        condemned = condemnation(plane, promotion)
+        if watching and condemned is None and standing.retreat is None:
+            routes = settled(standing.stable, standing.previous)
+            turn.intend_route(routes)
+            plane.platform.route(model, routes)
+            turn.end(promotion, State.PROMOTED, f"certified; the watch after it ended early: {reason}")
+            plane.platform.settle(model)
+            return Restored(model, None, routes, 0.0)
+    if condemned is not None:
+        return restore(plane, model, condemned, State.REJECTED, only=promotion)
+    return restore(plane, model, reason, state, only=promotion)
+
+
+def condemnation(plane: ControlPlane, promotion: Promotion) -> str | None:
+    """Why the last stored verdict sends the traffic back; None when it does not."""
+    stored = plane.registry.windows(promotion)
+    if not stored or stored[-1].verdict["outcome"] != "rollback":
+        return None
+    return str(stored[-1].verdict["sentence"])
 
 
 def reconcile(plane: ControlPlane, model: str) -> Routes:
@@ -93,8 +134,15 @@ def reconcile(plane: ControlPlane, model: str) -> Routes:
     with plane.registry.turn(model) as turn:
         standing = turn.standing()
         if standing.retreat is None:
-            return _reroute(plane, standing, due(standing))
+            return _reroute(plane, turn, standing)
     return restore(plane, model, "an interrupted rollback is finished").routes
+
+
+def _is_meant(standing: Standing, only: Promotion | None, leaving: int | None) -> bool:
+    if only is not None and not _is_open(standing, only):
+        return False
+    release = newest(standing)
+    return leaving is None or (release is not None and release.version == leaving)
 
 
 def _is_open(standing: Standing, promotion: Promotion) -> bool:
@@ -102,7 +150,40 @@ def _is_open(standing: Standing, promotion: Promotion) -> bool:
     return found is not None and (found.id, found.run) == (promotion.id, promotion.run)
 
 
-def _reroute(plane: ControlPlane, standing: Standing, routes: Routes) -> Routes:
+def _intend(turn: Turn, standing: Standing, retreat: Retreat) -> None:
+    if retreat != standing.retreat:
+        turn.intend_retreat(retreat)
+
+
+def _started(plane: ControlPlane, standing: Standing, retreat: Retreat) -> Release | None:
+    """The retreat's target with its servers up. One that serves users already is good enough as it is."""
+    if retreat.target is None:
+        return None
+    target = standing.version(retreat.target)
+    spec = parse_spec(plane.registry.spec(standing.model, target.version), f"{target.name}/model.yaml")
+    try:
+        plane.platform.start(target, spec)
+    except ReleaseNotReady:
+        if plane.platform.routes(standing.model).weight(target.name) == 0:
+            raise
+    return target
+
+
+def _stop(plane: ControlPlane, turn: Turn, version: int) -> None:
+    """Stop what has left, unless somebody has called it back; the sweep stops what cannot be stopped now."""
+    release = turn.standing().version(version)
+    if release.in_service:
+        return
+    try:
+        plane.platform.stop(release)
+        plane.platform.settle(release.model)
+    except ModelServeError as error:
+        log.warning("%s still has servers: %s", release.name, error)
+
+
+def _reroute(plane: ControlPlane, turn: Turn, standing: Standing) -> Routes:
+    routes = due(standing)
     if standing.releases and plane.platform.routes(standing.model) != routes:
+        turn.intend_route(routes)
         plane.platform.route(standing.model, routes)
     return routes

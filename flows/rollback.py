@@ -6,8 +6,8 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 
 from flows.domain.errors import ModelServeError
-from flows.domain.promotion import Promotion, State
-from flows.restore import Restored, restore
+from flows.domain.promotion import State, newest
+from flows.restore import Restored, bring_home, restore
 from flows.wiring import ControlPlane, control_plane
 
 
@@ -17,22 +17,25 @@ def roll_back(
     reason: str,
     to: int | None = None,
     state: State = State.ABORTED,
-    run: str | None = None,
+    leaving: int | None = None,
 ) -> Restored:
-    """Roll `model` back, once. `run`: only what this Prefect flow run has left behind.
+    """Roll `model` back, once: of two who ask at the same moment, the second finds it done.
 
-    An automation may name a run that has completed, or whose promotion somebody else has taken over: then
-    nothing is taken back, and the route is put to what the registry says.
+    `leaving`: the version that is meant; the newest in service if none is named.
     """
-    only = _left_by(plane, model, run) if run else None
-    if run and only is None:
-        return Restored(model, None, plane.registry.standing(model).route, 0.0)
-    return restore(plane, model, reason, state, to, only=only)
+    if leaving is None:
+        release = newest(plane.registry.standing(model))
+        leaving = release.version if release is not None else None
+    return restore(plane, model, reason, state, to, leaving=leaving)
 
 
-def _left_by(plane: ControlPlane, model: str, run: str) -> Promotion | None:
-    promotion = plane.registry.standing(model).promotion
-    return promotion if promotion is not None and promotion.run == run else None
+def roll_back_run(plane: ControlPlane, run: str, reason: str) -> Restored | None:
+    """Take back what this Prefect flow run has left behind; None when it has left no promotion open.
+
+    An automation may name a run that has completed, or whose promotion somebody else has taken over.
+    """
+    promotion = plane.registry.promotion_of_run(run)
+    return None if promotion is None else bring_home(plane, promotion, reason)
 
 
 @flow(name="rollback", flow_run_name="rollback {model}", timeout_seconds=600)
@@ -41,24 +44,32 @@ def rollback(
     reason: str = "asked for by a person",
     to: int | None = None,
     run: str | None = None,
+    leaving: int | None = None,
     against_the_release: bool = False,
 ) -> str:
     """Take the model's canary out, or go back from its stable release to the previous one (or to `to`).
 
-    Automations know the flow run that died and not its model: they give `run` alone. With
-    `against_the_release` the release is recorded as rejected: evidence spoke, not a person's wish.
+    Automations know the flow run that died and not its model: they give `run` alone. `leaving` names the
+    version that is meant. With `against_the_release` it is recorded as rejected: evidence spoke, not a
+    person's wish.
     """
     plane = control_plane()
-    run = run.removeprefix("prefect.flow-run.") if run else None  # as automations name it
-    if run and not model:
-        found = plane.registry.promotion_of_run(run)
-        if found is None:
+    if run:
+        run = run.removeprefix("prefect.flow-run.")  # as automations name it
+        restored = roll_back_run(plane, run, reason)
+        if restored is None:
             return f"flow run {run} has left no promotion open: nothing to roll back"
-        model = found.model
-    if not model:
+    elif model:
+        state = State.REJECTED if against_the_release else State.ABORTED
+        restored = roll_back(plane, model, reason, to, state, leaving)
+    else:
         raise ModelServeError("name the model to roll back, or the flow run that has left it")
-    state = State.REJECTED if against_the_release else State.FAILED if run else State.ABORTED
-    restored = roll_back(plane, model, reason, to, state, run)
-    get_run_logger().info(restored.sentence)
-    create_markdown_artifact(f"**{restored.sentence}**", key=f"rollback-{model}", description=reason)
+    log = get_run_logger()
+    log.info(restored.sentence)
+    try:
+        create_markdown_artifact(
+            f"**{restored.sentence}**", key=f"rollback-{restored.model}", description=reason
+        )
+    except Exception as error:  # users are safe already; a report must not make this look undone
+        log.warning("the rollback was not reported: %s", error)
     return restored.sentence

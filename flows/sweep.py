@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from prefect import flow
 
 from flows.domain.errors import ModelServeError
-from flows.domain.promotion import Promotion, State
 from flows.domain.release import parse_release_name
-from flows.restore import Restored, reconcile, restore
+from flows.restore import Restored, bring_home, reconcile
 from flows.wiring import ControlPlane, control_plane
 
 log = logging.getLogger(__name__)
@@ -45,39 +44,30 @@ def sweep_once(plane: ControlPlane) -> Swept:
     """
     restored: list[Restored] = []
     problems: list[str] = []
-    for promotion, late in plane.registry.abandoned(plane.settings.lease_seconds):
-        try:
-            reason = "its deadline is over" if late else "its flow run is gone"
-            restored.append(_bring_home(plane, promotion, reason))
-        except ModelServeError as error:
-            problems.append(f"{promotion.model}: {error}")
+    # Interrupted rollbacks first: they say how the promotion beside them ends.
     for model in plane.registry.retreating():
         try:
             reconcile(plane, model)
         except ModelServeError as error:
             problems.append(f"{model}: {error}")
+    for promotion, late in plane.registry.abandoned(plane.settings.lease_seconds):
+        try:
+            reason = "its deadline is over" if late else "its flow run is gone"
+            restored.append(bring_home(plane, promotion, reason))
+        except ModelServeError as error:
+            problems.append(f"{promotion.model}: {error}")
     stopped = _stop_left_over(plane, problems)
     if not problems:
         plane.registry.beat(SWEEP)
     return Swept(tuple(restored), tuple(stopped), tuple(problems))
 
 
-def _bring_home(plane: ControlPlane, promotion: Promotion, reason: str) -> Restored:
-    if promotion.state is State.WATCHING:
-        # It was certified and serves everybody: only the watching stopped. Nothing speaks against it.
-        with plane.registry.turn(promotion.model) as turn:
-            turn.end(promotion, State.PROMOTED, f"certified; the watch after it ended early: {reason}")
-        plane.platform.settle(promotion.model)
-        return Restored(promotion.model, None, reconcile(plane, promotion.model), 0.0)
-    return restore(plane, promotion.model, reason, State.FAILED, only=promotion)
-
-
 def _stop_left_over(plane: ControlPlane, problems: list[str]) -> list[str]:
     """Stop servers of releases that are in no phase that serves, or may have to."""
     stopped = []
     for name in sorted(plane.platform.running() - plane.registry.in_service()):
-        model, version = parse_release_name(name)
         try:
+            model, version = parse_release_name(name)
             with plane.registry.turn(model) as turn:
                 standing = turn.standing()
                 release = standing.version(version)
@@ -85,7 +75,7 @@ def _stop_left_over(plane: ControlPlane, problems: list[str]) -> list[str]:
                 if not release.in_service and standing.retreat is None:
                     plane.platform.stop(release)
                     stopped.append(name)
-        except ModelServeError as error:
+        except (ModelServeError, ValueError) as error:
             problems.append(f"{name}: {error}")
     return stopped
 

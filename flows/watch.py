@@ -18,6 +18,7 @@ from flows.domain.promotion import Promotion, Standing, State
 from flows.domain.routes import Routes
 from flows.domain.verdict import Verdict
 from flows.domain.windows import Window, unobserved
+from flows.restore import condemnation
 from flows.wiring import ControlPlane
 
 Judge = Callable[[Sequence[Window]], Verdict]
@@ -47,6 +48,7 @@ def watch(
     Raises PromotionRejected when the traffic must go back, PromotionUnproven when the policy keeps it as
     it is at the deadline, PromotionLost when somebody else took the turn.
     """
+    _refuse_the_condemned(plane, promotion)
     record = Record(plane, promotion, weight)
     while True:
         verdict = record.next_window(policy.window_seconds, lambda windows: judge(policy, windows))
@@ -66,6 +68,7 @@ def watch_on(
     """Watch the new stable after 100 %; None when the policy does not ask for it."""
     if policy.post_watch_seconds == 0:
         return None
+    _refuse_the_condemned(plane, promotion)
     record = Record(plane, promotion, 100)
     ramp = record.windows[: record.ramp]
     while True:
@@ -76,8 +79,15 @@ def watch_on(
         show(record.windows[-1], verdict)
         if verdict.outcome == "rollback":
             raise PromotionRejected(verdict.sentence)
-        if verdict.outcome in ("advance", "keep"):
+        if verdict.outcome in ("advance", "keep") and not record.held:
             return verdict
+
+
+def _refuse_the_condemned(plane: ControlPlane, promotion: Promotion) -> None:
+    """A run that died between a verdict and its consequence is followed by one that draws it."""
+    why = condemnation(plane, promotion)
+    if why is not None:
+        raise PromotionRejected(why)
 
 
 def _keep(plane: ControlPlane, promotion: Promotion, verdict: Verdict) -> None:

@@ -127,15 +127,23 @@ def due(standing: Standing, hold_back: int = 0) -> Routes:
     return settled(standing.stable, standing.previous, hold_back if watching else 0)
 
 
+def newest(standing: Standing) -> Release | None:
+    """The newest release in service: the one that a rollback takes out."""
+    return standing.canary or standing.stable
+
+
 def plan_retreat(standing: Standing, state: State, reason: str, to: int | None = None) -> Retreat | None:
     """Where a rollback leads; None when there is nothing to roll back.
 
     A canary leaves for the stable. Without one the stable leaves for the previous release, or for `to`.
     A release that nothing preceded leaves for nobody: no answer is better than a harmful one.
     """
-    leaving = standing.canary or standing.stable
+    leaving = newest(standing)
     if leaving is None:
         return None
+    running = standing.promotion is not None and standing.promotion.state is State.RUNNING
+    if running and standing.canary is None:
+        return None  # its canary has left already: the stable is not to blame
     heir = standing.stable if standing.canary is not None else standing.previous
     target = heir if to is None else standing.version(to)
     if target == leaving:

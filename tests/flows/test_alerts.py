@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from fastapi.testclient import TestClient
 from flows.adapters.memory import MemoryPlatform
 from flows.alerts import receiver
 from flows.domain.errors import DependencyDown
+from flows.domain.promotion import State
 from flows.domain.release import Phase
 from flows.domain.verdict import Verdict
 from flows.domain.windows import Window
@@ -69,6 +71,40 @@ def test_repetitions_are_answered_once(client: TestClient, story: Story) -> None
     assert answer(client, alert(), alert()) == ["rolled-back", "duplicate"]
     assert answer(client, alert()) == ["duplicate"]
     assert story.phases() == {1: Phase.STABLE, 2: Phase.REJECTED}
+
+
+@pytest.mark.usefixtures("settled")
+def test_an_alert_that_somebody_is_answering_is_to_be_sent_again(
+    client: TestClient, story: Story, plane: ControlPlane
+) -> None:
+    """Whoever answers it may die: only a settled alert is a duplicate."""
+    at = datetime(2026, 11, 22, 3, tzinfo=UTC)
+    assert plane.registry.claim_alert("f1", at, "flights") == "mine"
+    assert client.post("/alerts", json={"alerts": [alert()]}).status_code == 503
+    assert story.weights() == {"flights-v2": 100}
+    plane.registry.release_alert("f1", at)
+    assert answer(client, alert()) == ["rolled-back"]
+
+
+@pytest.mark.usefixtures("settled")
+def test_a_kept_canary_leaves_though_nothing_preceded_it(
+    client: TestClient, story: Story, plane: ControlPlane
+) -> None:
+    story.register(3)
+    promotion = story.begin(3, 25)
+    with plane.registry.turn("flights") as turn:
+        turn.end(promotion, State.KEPT, "not certified by its deadline")
+    assert answer(client, alert(version="3")) == ["rolled-back"]
+    assert story.weights() == {"flights-v2": 100}
+
+
+@pytest.mark.usefixtures("settled")
+def test_a_rollback_that_failed_leaves_no_cool_down(
+    client: TestClient, platform: MemoryPlatform, plane: ControlPlane
+) -> None:
+    platform.fail["route"] = DependencyDown("the gateway is away")
+    assert client.post("/alerts", json={"alerts": [alert()]}).status_code == 503
+    assert not plane.registry.cooling_down("flights")
 
 
 @pytest.mark.usefixtures("settled")

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import threading
 
+import psycopg2
 import pytest
 
 from flows.adapters.memory import MemoryPlatform
-from flows.domain.errors import DependencyDown
-from flows.domain.promotion import State
+from flows.adapters.registry import Turn
+from flows.domain.errors import DependencyDown, PromotionRunning, ReleaseNotReady
+from flows.domain.promotion import Promotion, Retreat, State
 from flows.domain.release import Phase
+from flows.domain.verdict import Verdict
+from flows.domain.windows import Window
 from flows.restore import reconcile, restore
-from flows.rollback import roll_back
+from flows.rollback import roll_back, roll_back_run
 from flows.sweep import SWEEP, sweep_once
 from flows.wiring import ControlPlane
 
@@ -179,8 +183,8 @@ def test_a_rollback_for_a_run_that_left_nothing_touches_nothing(plane: ControlPl
     story.register(1, 2)
     story.promoted(1)
     story.promoted(2)
-    restored = roll_back(plane, "flights", "lost heartbeat", run="run-2")
-    assert restored.retreat is None
+    assert roll_back_run(plane, "run-2", "lost heartbeat") is None
+    assert roll_back_run(plane, "never-heard-of", "lost heartbeat") is None
     assert story.phases() == {1: Phase.PREVIOUS, 2: Phase.STABLE}
 
 
@@ -191,3 +195,157 @@ def test_a_rollback_to_a_chosen_version(plane: ControlPlane, story: Story) -> No
     roll_back(plane, "flights", "by hand", to=1)
     assert story.weights() == {"flights-v1": 100}
     assert story.phases()[1] is Phase.STABLE
+
+
+def test_two_rollbacks_at_once_go_back_one_release_and_not_two(plane: ControlPlane, story: Story) -> None:
+    """Both have seen v3 fail; the one that comes second must not take out v2, which is well."""
+    story.register(1, 2, 3)
+    for version in (1, 2, 3):
+        story.promoted(version)
+    gate, results = threading.Barrier(8), []
+
+    def go() -> None:
+        gate.wait()
+        results.append(roll_back(plane, "flights", "5 % errors", state=State.REJECTED, leaving=3))
+
+    threads = [threading.Thread(target=go) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sum(restored.retreat is not None for restored in results) == 1
+    assert story.weights() == {"flights-v2": 100}
+    assert story.phases()[3] is Phase.REJECTED
+
+
+def test_a_promotion_whose_canary_has_left_takes_nothing_else_out(plane: ControlPlane, story: Story) -> None:
+    story.register(1, 2)
+    story.promoted(1)
+    promotion = story.begin(2, 25)
+    with plane.registry.turn("flights") as turn:
+        turn._move("rejected", version=2)  # as a half-settled retreat of an older release would leave it
+    restored = restore(plane, "flights", "late", State.FAILED, only=promotion)
+    assert restored.retreat is None
+    assert plane.registry.promotion(promotion.id).state is State.FAILED
+    assert story.weights() == {"flights-v1": 100}
+
+
+def _breaks_before(monkeypatch: pytest.MonkeyPatch, method: str) -> None:
+    """The database goes away in the middle of a group of statements."""
+
+    def broken(*_: object, **__: object) -> None:
+        raise psycopg2.OperationalError("the connection is gone")
+
+    monkeypatch.setattr(Turn, method, broken)
+
+
+def test_a_retreat_settles_whole_or_not_at_all(
+    plane: ControlPlane, story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    story.register(1, 2)
+    story.promoted(1)
+    promotion = story.begin(2, 25)
+    with monkeypatch.context() as patch:
+        _breaks_before(patch, "end")
+        with pytest.raises(DependencyDown):
+            restore(plane, "flights", "5 % errors", State.REJECTED, only=promotion)
+    assert story.phases() == {1: Phase.STABLE, 2: Phase.CANARY}
+    assert plane.registry.retreating() == ["flights"]
+    sweep_once(plane)
+    assert story.phases() == {1: Phase.STABLE, 2: Phase.REJECTED}
+    assert plane.registry.promotion(promotion.id).state is State.REJECTED
+
+
+def test_a_crown_is_set_whole_or_not_at_all(
+    plane: ControlPlane, story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    story.register(1, 2)
+    story.promoted(1)
+    promotion = story.begin(2, 50)
+    with monkeypatch.context() as patch:
+        _breaks_before(patch, "_note")
+        with pytest.raises(DependencyDown), plane.registry.turn("flights") as turn:
+            turn.crown(promotion)
+    assert story.phases() == {1: Phase.STABLE, 2: Phase.CANARY}
+    assert plane.registry.promotion(promotion.id).state is State.RUNNING
+
+
+def _condemn(plane: ControlPlane, promotion: Promotion) -> None:
+    verdict = Verdict("reject", "errors", "9 of 20 requests failed", outcome="rollback")
+    window = Window(0, 2, 25).to_json()
+    plane.registry.store_window(promotion, 0, window, verdict.to_json(), None, watching=False)
+
+
+def test_a_verdict_whose_flow_died_before_it_acted_is_drawn_by_the_sweep(
+    plane: ControlPlane, story: Story
+) -> None:
+    story.register(1, 2)
+    story.promoted(1)
+    promotion = story.begin(2, 25, lease=0)
+    _condemn(plane, promotion)
+    sweep_once(plane)
+    ended = plane.registry.promotion(promotion.id)
+    assert (ended.state, ended.reason) == (State.REJECTED, "9 of 20 requests failed")
+    assert story.phases()[2] is Phase.REJECTED
+
+
+def test_a_condemned_release_leaves_even_from_the_watch_after_100_percent(
+    plane: ControlPlane, story: Story
+) -> None:
+    story.register(1, 2)
+    story.promoted(1)
+    promotion = story.begin(2, 100, lease=0)
+    with plane.registry.turn("flights") as turn:
+        turn.crown(promotion)
+    _condemn(plane, promotion)
+    assert roll_back_run(plane, "run-2", "lost heartbeat") is not None
+    assert story.weights() == {"flights-v1": 100}
+    assert story.phases() == {1: Phase.STABLE, 2: Phase.REJECTED}
+
+
+def test_no_promotion_begins_while_a_rollback_is_unfinished(
+    plane: ControlPlane, story: Story, platform: MemoryPlatform
+) -> None:
+    story.register(1, 2, 3)
+    story.promoted(1)
+    story.promoted(2)
+    platform.fail["route"] = DependencyDown("the platform is away")
+    with pytest.raises(DependencyDown):
+        restore(plane, "flights", "5 % errors", State.REJECTED)
+    with pytest.raises(PromotionRunning, match="modelserve sweep"):
+        plane.registry.begin("flights", 3, "run-3", 3600, 60)
+    sweep_once(plane)
+    plane.registry.begin("flights", 3, "run-3", 3600, 60)
+
+
+def test_a_target_that_cannot_start_is_not_put_on_record(
+    plane: ControlPlane, story: Story, platform: MemoryPlatform
+) -> None:
+    """Else every later rollback would try that one again, and a person could not choose another."""
+    story.register(1, 2, 3)
+    for version in (1, 2, 3):
+        story.promoted(version)
+    platform.stop(story.release(2))
+    platform.fail["start"] = ReleaseNotReady("flights-v2: its image is gone")
+    with pytest.raises(ReleaseNotReady):
+        restore(plane, "flights", "5 % errors", State.REJECTED)
+    assert plane.registry.retreating() == []
+    roll_back(plane, "flights", "by hand", to=1)
+    assert story.weights() == {"flights-v1": 100}
+
+
+def test_an_unfinished_rollback_can_be_led_elsewhere_by_hand(
+    plane: ControlPlane, story: Story, platform: MemoryPlatform
+) -> None:
+    story.register(1, 2, 3)
+    for version in (1, 2, 3):
+        story.promoted(version)
+    with plane.registry.turn("flights") as turn:
+        turn.intend_retreat(Retreat(leaves=3, target=2, state=State.REJECTED, reason="5 % errors"))
+    platform.stop(story.release(2))
+    platform.fail["start"] = ReleaseNotReady("flights-v2: its image is gone")
+    assert sweep_once(plane).problems != ()
+    restored = roll_back(plane, "flights", "v2 is broken as well", to=1)
+    assert restored.retreat is not None
+    assert story.weights() == {"flights-v1": 100}
+    assert story.phases()[3] is Phase.REJECTED

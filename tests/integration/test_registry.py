@@ -192,10 +192,14 @@ def test_an_alert_is_claimed_once_and_cool_downs_hold(registry: Registry) -> Non
 
     registered(registry, 1)
     at = datetime(2026, 1, 1, tzinfo=UTC)
-    assert [registry.claim_alert("f", at, "flights") for _ in range(3)] == [True, False, False]
+    assert [registry.claim_alert("f", at, "flights") for _ in range(2)] == ["mine", "busy"]
     registry.release_alert("f", at)
-    assert registry.claim_alert("f", at, "flights")
+    assert registry.claim_alert("f", at, "flights") == "mine"
+    registry.settle_alert("f", at, "rolled-back")
+    assert registry.claim_alert("f", at, "flights") == "settled"
+    assert not registry.cooling_down("flights")
     assert [registry.cool_down("flights", 60) for _ in range(2)] == [True, False]
+    assert registry.cooling_down("flights")
 
 
 def test_a_frozen_model_is_not_promoted(registry: Registry) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 import psycopg2
 from psycopg2.extensions import connection as Connection
@@ -46,6 +46,9 @@ from flows.domain.promotion import Promotion, Standing, State
 from flows.domain.release import Phase, Release, release_name
 
 __all__ = ["Event", "Overview", "Registry", "StoredWindow", "Turn"]
+
+
+Claim = Literal["mine", "busy", "settled"]
 
 
 class Registry:
@@ -179,6 +182,10 @@ class Registry:
                     f"{model} v{is_open.version} is being promoted since {is_open.started_at:%H:%M:%S} "
                     f"({is_open.state}, {is_open.weight} %); wait for it, or end it with "
                     f"'modelserve abort {model}'"
+                )
+            if standing.retreat is not None:
+                raise PromotionRunning(
+                    f"a rollback of {model} is not finished; finish it first: 'modelserve sweep'"
                 )
             if standing.frozen:
                 raise ModelServeError(
@@ -317,8 +324,8 @@ class Registry:
             cursor.execute("SELECT 1 FROM approvals WHERE promotion = %s AND step = %s", (promotion.id, step))
             return cursor.fetchone() is not None
 
-    def claim_alert(self, fingerprint: str, starts_at: datetime, model: str | None) -> bool:
-        """True for the first caller with this alert, False for its repetitions.
+    def claim_alert(self, fingerprint: str, starts_at: datetime, model: str | None) -> Claim:
+        """`mine` for the first caller with this alert, then `settled`, or `busy` while it is being answered.
 
         A claim whose holder died before it settled anything is free again after a minute.
         """
@@ -330,7 +337,14 @@ class Registry:
                 " RETURNING fingerprint",
                 (fingerprint, starts_at, model),
             )
-            return cursor.fetchone() is not None
+            if cursor.fetchone() is not None:
+                return "mine"
+            cursor.execute(
+                "SELECT outcome FROM alerts WHERE fingerprint = %s AND starts_at = %s",
+                (fingerprint, starts_at),
+            )
+            row = cursor.fetchone()
+            return "busy" if row is None or row["outcome"] == "claimed" else "settled"
 
     def settle_alert(self, fingerprint: str, starts_at: datetime, outcome: str) -> None:
         with self._transaction() as cursor:
@@ -355,6 +369,13 @@ class Registry:
                 (seconds, model),
             )
             return cursor.fetchone() is not None
+
+    def cooling_down(self, model: str) -> bool:
+        """Whether an alert has rolled the model back a short while ago."""
+        with self._transaction() as cursor:
+            cursor.execute("SELECT cooldown_until > now() AS cooling FROM models WHERE name = %s", (model,))
+            row = cursor.fetchone()
+            return bool(row and row["cooling"])
 
     def end_cool_down(self, model: str) -> None:
         """Forget the cool-down: the rollback that started it did not happen."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import Any
 
+import psycopg2
 from psycopg2.extras import Json, RealDictCursor
 
 from flows.adapters.registry.rows import (
@@ -28,6 +30,7 @@ class Turn:
     def __init__(self, cursor: RealDictCursor, model: str) -> None:
         self._cursor = cursor
         self._model = model
+        self._grouped = False
 
     def standing(self) -> Standing:
         return find_standing(self._cursor, self._model)
@@ -100,6 +103,25 @@ class Turn:
             "UPDATE models SET route = %s WHERE name = %s", (Json(routes_to_json(routes)), self._model)
         )
 
+    @contextmanager
+    def _at_once(self) -> Iterator[None]:
+        """Everything inside commits together, or not at all; groups may nest."""
+        if self._grouped:
+            yield
+            return
+        self._grouped = True
+        self._cursor.execute("BEGIN")
+        try:
+            yield
+        except BaseException:
+            with suppress(psycopg2.Error):  # the connection may be what broke
+                self._cursor.execute("ROLLBACK")
+            raise
+        else:
+            self._cursor.execute("COMMIT")
+        finally:
+            self._grouped = False
+
     def record_image(self, promotion: Promotion, image: str) -> None:
         self._cursor.execute(
             "UPDATE releases SET image = %s WHERE model = %s AND version = %s",
@@ -109,28 +131,31 @@ class Turn:
 
     def record_weight(self, promotion: Promotion, weight: int) -> None:
         """The data plane serves `weight` % from the canary now."""
-        self._cursor.execute("UPDATE promotions SET weight = %s WHERE id = %s", (weight, promotion.id))
-        self._note(promotion, "weight", {"weight": weight})
+        with self._at_once():
+            self._cursor.execute("UPDATE promotions SET weight = %s WHERE id = %s", (weight, promotion.id))
+            self._note(promotion, "weight", {"weight": weight})
 
     def crown(self, promotion: Promotion) -> None:
-        """Canary → stable, stable → previous, previous → retired; the promotion watches on. One statement
-        each, in the order that never breaks a unique index, in one transaction."""
-        self._phases(
-            [("previous", "retired", None), ("stable", "previous", None), ("canary", "stable", None)],
-            "UPDATE promotions SET state = 'watching', weight = 100 WHERE id = %s",
-            (promotion.id,),
-        )
-        self._note(promotion, "stable", {})
+        """Canary → stable, stable → previous, previous → retired; the promotion watches on."""
+        with self._at_once():
+            # In the order that never breaks a unique index.
+            for old, new in (("previous", "retired"), ("stable", "previous"), ("canary", "stable")):
+                self._move(new, phase=old)
+            self._cursor.execute(
+                "UPDATE promotions SET state = 'watching', weight = 100 WHERE id = %s", (promotion.id,)
+            )
+            self._note(promotion, "stable", {})
 
     def end(self, promotion: Promotion, state: State, reason: str) -> None:
         """Close an open promotion; nothing happens to one that has ended."""
-        self._cursor.execute(
-            "UPDATE promotions SET state = %s, reason = %s, ended_at = now()"
-            " WHERE id = %s AND ended_at IS NULL RETURNING id",
-            (state.value, reason, promotion.id),
-        )
-        if self._cursor.fetchone():
-            self._note(promotion, "ended", {"state": state.value, "reason": reason})
+        with self._at_once():
+            self._cursor.execute(
+                "UPDATE promotions SET state = %s, reason = %s, ended_at = now()"
+                " WHERE id = %s AND ended_at IS NULL RETURNING id",
+                (state.value, reason, promotion.id),
+            )
+            if self._cursor.fetchone():
+                self._note(promotion, "ended", {"state": state.value, "reason": reason})
 
     def intend_retreat(self, retreat: Retreat) -> None:
         """Put a rollback on record before any traffic moves, so that whoever finds it can finish it."""
@@ -140,37 +165,33 @@ class Turn:
         append_event(self._cursor, self._model, retreat.leaves, "retreat", asdict(retreat))
 
     def settle_retreat(self, retreat: Retreat, promotion: Promotion | None) -> None:
-        """The traffic is where the retreat wanted it: rows follow, in one transaction."""
-        leaves = "rejected" if retreat.state is State.REJECTED else "registered"
-        changes: list[tuple[str, str, int | None]] = [("*", leaves, retreat.leaves)]
-        standing = self.standing()
-        if retreat.target is not None:
-            bystander = standing.stable
-            if bystander is not None and bystander.version not in (retreat.leaves, retreat.target):
-                changes += [("previous", "retired", None), ("stable", "previous", None)]
-            changes.append(("*", "stable", retreat.target))
-        self._phases(changes, "UPDATE models SET retreat = NULL WHERE name = %s", (self._model,))
-        if promotion is not None:
-            self.end(promotion, retreat.state, retreat.reason)
-        append_event(self._cursor, self._model, retreat.leaves, "retreated", asdict(retreat))
+        """The traffic is where the retreat wanted it: all rows follow together.
 
-    def _phases(
-        self, changes: list[tuple[str, str, int | None]], last: str, arguments: tuple[object, ...]
-    ) -> None:
-        self._cursor.execute("BEGIN")
-        try:
-            for old, new, version in changes:
-                self._cursor.execute(
-                    "UPDATE releases SET phase = %(new)s WHERE model = %(model)s"
-                    " AND (%(old)s = '*' OR phase = %(old)s)"
-                    " AND (%(version)s IS NULL OR version = %(version)s)",
-                    {"new": new, "old": old, "model": self._model, "version": version},
-                )
-            self._cursor.execute(last, arguments)
-        except BaseException:
-            self._cursor.execute("ROLLBACK")
-            raise
-        self._cursor.execute("COMMIT")
+        Half of it would read like a promotion whose canary is gone, and call for another rollback.
+        """
+        standing = self.standing()
+        with self._at_once():
+            self._move(
+                "rejected" if retreat.state is State.REJECTED else "registered", version=retreat.leaves
+            )
+            if retreat.target is not None:
+                bystander = standing.stable
+                if bystander is not None and bystander.version not in (retreat.leaves, retreat.target):
+                    self._move("retired", phase="previous")
+                    self._move("previous", phase="stable")
+                self._move("stable", version=retreat.target)
+            self._cursor.execute("UPDATE models SET retreat = NULL WHERE name = %s", (self._model,))
+            if promotion is not None:
+                self.end(promotion, retreat.state, retreat.reason)
+            append_event(self._cursor, self._model, retreat.leaves, "retreated", asdict(retreat))
+
+    def _move(self, phase_to: str, *, phase: str | None = None, version: int | None = None) -> None:
+        """Releases of this phase, or of this version, go on to another phase."""
+        self._cursor.execute(
+            "UPDATE releases SET phase = %(to)s WHERE model = %(model)s"
+            " AND (phase = %(phase)s OR version = %(version)s)",
+            {"to": phase_to, "model": self._model, "phase": phase, "version": version},
+        )
 
     def _note(self, promotion: Promotion, kind: str, detail: Mapping[str, Any]) -> None:
         append_event(self._cursor, self._model, promotion.version, kind, detail, promotion.id)
