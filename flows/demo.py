@@ -193,6 +193,12 @@ def _alert(plane: ControlPlane, console: Console) -> Outcome:
     """Stop version 2's server behind the platform's back; Prometheus must notice and Alertmanager call."""
     began = time.monotonic()
     name = release_name(MODEL, 2)
+    stable = plane.registry.standing(MODEL).stable
+    if stable is None or stable.version != 2:
+        # Its rollback would be read from an older story.
+        why = f"not tried: {name} is not the stable release"
+        console.print(why, markup=False)
+        return Outcome(name, "not in service", why, 0.0, right=False)
     supervisor = stack.Supervisor(plane.settings)
     supervisor.stop(name)
     console.print(f"stopped the server of {name}; from now on its requests fail with 503")
@@ -271,7 +277,9 @@ def _farewell(
     console: Console, settings: Settings, outcomes: list[Outcome], seconds: float, keep: bool
 ) -> None:
     wrong = sum(not outcome.right for outcome in outcomes)
-    verdict = "every outcome was the right one" if not wrong else f"{wrong} outcomes were wrong"
+    verdict = "every outcome was the right one"
+    if wrong:
+        verdict = f"{wrong} of {len(outcomes)} outcomes were wrong"
     console.print(f"[bold]{verdict}[/], after {seconds:.0f} s")
     if keep:
         console.print("the stack is still up; 'modelserve down' stops it", markup=False)
