@@ -1,0 +1,73 @@
+"""What the optional parts of the model server cost: each alone, then all together."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+from pathlib import Path
+
+from serving_load import (
+    Reading,
+    bodies,
+    free_port,
+    heads,
+    measure,
+    median,
+    ours,
+    random_rows,
+    running,
+    write_script,
+)
+from serving_subjects import write_bundle
+
+
+def features(folder: Path, connections: int, seconds: float, rounds: int) -> None:
+    """What the optional parts cost: each alone, then all together. Every body is new to the cache."""
+    port = free_port()
+    redis = subprocess.Popen(
+        ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--maxmemory", "256mb"],
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+    )
+    url = f"redis://127.0.0.1:{port}/0"
+    script = write_script(folder / "bodies", bodies("instances", random_rows(20_000)))
+    plain = write_bundle(folder / "plain")
+    cached = write_bundle(folder / "cached", "  cache: {enabled: true, ttl_seconds: 1}\n")
+    try:
+        with contextlib.ExitStack() as stack:
+            shadow_port = free_port()
+            command, variables = ours(plain, shadow_port)
+            stack.enter_context(running(command, shadow_port, **variables))
+            shadow = {
+                "SERVING_SHADOW_URL": f"http://127.0.0.1:{shadow_port}",
+                "SERVING_SHADOW_SHARE": "0.1",
+            }
+            cases = {
+                "none": (plain, {}),
+                "samples": (plain, {"SERVING_REDIS_URL": url}),
+                "shadow": (plain, shadow),
+                "cache (all misses)": (cached, {"SERVING_REDIS_URL": url}),
+                "all": (cached, {"SERVING_REDIS_URL": url, **shadow}),
+            }
+            servers = {}
+            for name, (bundle, options) in cases.items():
+                server_port = free_port()
+                command, variables = ours(bundle, server_port, **options)
+                servers[name] = (server_port, stack.enter_context(running(command, server_port, **variables)))
+            readings: dict[str, list[Reading]] = {name: [] for name in cases}
+            for _ in range(rounds):
+                for name, (server_port, pid) in servers.items():
+                    address = f"http://127.0.0.1:{server_port}/predict"
+                    readings[name].append(measure(address, pid, script, connections, seconds))
+        base = median(readings["none"])
+        titles = ("req/s", "p99 ms", "CPU us", "errors", "CPU more", "rate less")
+        print(f"{'features on':20} {heads(titles, (8, 7, 7, 6, 9, 9))}")
+        for name, runs in readings.items():
+            reading = median(runs)
+            print(
+                f"{name:20} {reading.rate:8.0f} {reading.p99:7.2f} {reading.cpu:7.1f} {reading.errors:6}"
+                f" {reading.cpu / base.cpu - 1:9.1%} {1 - reading.rate / base.rate:9.1%}"
+            )
+    finally:
+        redis.terminate()
+        redis.wait()
