@@ -119,6 +119,7 @@ class Batcher:
         self._room: deque[asyncio.Future[None]] = deque()
         self._inline = spec.mode == "inline" or (spec.mode == "auto" and not prefer_thread)
         self._slow = 0
+        self._suspicious = False
         self._thread: ModelThread | None = None
         self.pending_rows = 0
         """Online rows that wait or run: the signal for autoscalers."""
@@ -240,15 +241,18 @@ class Batcher:
         self._running_rows = rows
         if self._inline:
             self._started = now
-            # In CPU time, so that a neighbour that takes the CPU does not look like a slow model.
-            before = time.thread_time()
+            # In CPU time, so that a neighbour that takes the CPU does not look like a slow model; but reading
+            # it costs a system call, so only after a batch that took long by the clock.
+            before = time.thread_time() if self._suspicious else 0.0
             outcomes, seconds = run_batch(self._engine, payloads, deadlines, self._clock)
-            used = time.thread_time() - before
+            if self._suspicious:
+                used = time.thread_time() - before
+                self._slow = self._slow + 1 if used > _INLINE_GIVES_UP_SECONDS else 0
+                if self._slow > _INLINE_SLOW_BATCHES and self._spec.mode == "auto":
+                    logger.info("batches run in a thread from now on", extra={"batch_cpu_seconds": used})
+                    self._inline = False
+            self._suspicious = seconds is None or seconds > _INLINE_GIVES_UP_SECONDS
             self._finish(members, outcomes, seconds, waits)
-            self._slow = self._slow + 1 if used > _INLINE_GIVES_UP_SECONDS else 0
-            if self._slow > _INLINE_SLOW_BATCHES and self._spec.mode == "auto":
-                logger.info("batches run in a thread from now on", extra={"batch_cpu_seconds": used})
-                self._inline = False
             return
         self._running = True
         self._started = now

@@ -1,9 +1,15 @@
-"""uvicorn's HTTP protocol with two guards: a time limit for request heads, and our form of the 400."""
+"""uvicorn's HTTP protocol with guards (a time limit for request heads, our form of the 400) and two economies.
+
+An answer leaves in one system call, not in one for its head and one for its body; and idle connections are
+found by a sweep, not by a timer that is set and cancelled for each request. Together they are a fifth of what
+a small prediction costs.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any, cast
 
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -16,17 +22,73 @@ _BODY = {
 }
 
 
+_JOIN_BYTES = 65536
+"""Larger bodies are not worth the copy."""
+
+
+class JoiningTransport:
+    """Holds an answer's head back until its body is there. Everything else goes straight through."""
+
+    __slots__ = ("_held", "_transport", "is_closing")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._held: bytes | None = None
+        self.is_closing = transport.is_closing
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        held = self._held
+        if held is not None:
+            self._held = None
+            if len(data) > _JOIN_BYTES:
+                self._transport.write(held)
+            else:
+                data = held + data
+        elif data.startswith(b"HTTP/1.1 ") and not data.startswith(b"HTTP/1.1 1"):
+            self._held = data
+            return
+        self._transport.write(data)
+
+    def flush(self) -> None:
+        """Write a head that no body follows."""
+        if self._held is not None:
+            held, self._held = self._held, None
+            self._transport.write(held)
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
+
+
 class GuardedProtocol(HttpToolsProtocol):
-    """`_head_since` is when the server began to wait for a request head, or 0 while it does not."""
+    """`_head_since` is when the server began to wait for a request head, or 0 while it does not;
+    `_idle_since` the same for the next request after an answer."""
 
     _head_since = 0.0
+    _idle_since = 0.0
+    _joining: JoiningTransport
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        self._joining = JoiningTransport(transport)
+        super().connection_made(cast(asyncio.Transport, self._joining))
         self._head_since = time.monotonic()
+
+    def on_response_complete(self) -> None:
+        self._joining.flush()
+        if self.pipeline:
+            super().on_response_complete()
+            return
+        self.server_state.total_requests += 1
+        if not self._joining.is_closing():
+            self.flow.resume_reading()
+            self._idle_since = time.monotonic()
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._idle_since = 0.0
         if self._head_since == 0.0:
             self._head_since = time.monotonic()
 
@@ -37,6 +99,11 @@ class GuardedProtocol(HttpToolsProtocol):
     def close_if_head_is_late(self, oldest: float) -> None:
         """Close when the head has been awaited since before `oldest` (time.monotonic)."""
         if 0.0 < self._head_since < oldest and not self.transport.is_closing():
+            self.transport.close()
+
+    def close_if_idle(self, oldest: float) -> None:
+        """Close when the last answer was given before `oldest` (time.monotonic) and nothing came since."""
+        if 0.0 < self._idle_since < oldest and not self.transport.is_closing():
             self.transport.close()
 
     def send_400_response(self, msg: str) -> None:

@@ -131,13 +131,14 @@ class ModelServer:
         limit = self._settings.header_seconds
         parent = os.getppid()
         while True:
-            await asyncio.sleep(min(1.0, limit / 2))
+            await asyncio.sleep(min(1.0, limit / 2, self._settings.keep_alive_seconds / 2))
             if self._ready is not None and os.getppid() != parent:
                 self.leave()  # the supervisor was killed: workers must not be left behind
-            oldest = time.monotonic() - limit
+            now = time.monotonic()
             for connection in list(self._server.server_state.connections):
                 if isinstance(connection, GuardedProtocol):
-                    connection.close_if_head_is_late(oldest)
+                    connection.close_if_head_is_late(now - limit)
+                    connection.close_if_idle(now - self._settings.keep_alive_seconds)
 
     def leave(self) -> None:
         """Begin to drain; what SIGTERM does."""
