@@ -75,6 +75,9 @@ class Settings(BaseSettings):
     """fsspec URI under which bundles, job chunks and reports are kept. Empty: `<state>/artifacts`."""
     images_folder: Path | None = None
     """Where images are built: the base of all images, and what is on it. None: `<state>/images`."""
+    image_repository: str = ""
+    """Where published images of releases are (`HOST/NAME`, without a tag). A promotion on a cluster takes the
+    image that was built, scanned and pushed there, by digest. Empty: the promotion builds one itself."""
     python: str = sys.executable
     """The interpreter that runs supervised Python programs."""
     work_pool: str = "local"

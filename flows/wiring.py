@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from flows.adapters.images import ImageBuilder
     from flows.adapters.prometheus import PrometheusCounters
     from flows.adapters.scanner import Scanner
+    from flows.published import Images, Scans
 
 
 class Clock(Protocol):
@@ -32,25 +34,32 @@ class ControlPlane:
     registry: Registry
     platform: Platform
     artifacts: ArtifactStore
-    images: ImageBuilder
-    scanner: Scanner
+    images: Images
+    scanner: Scans
     counters: PrometheusCounters
     clock: Clock
 
 
 def control_plane(settings: Settings | None = None) -> ControlPlane:
     """The parts that these settings ask for; nothing is contacted yet."""
-    from flows.adapters.artifacts import ArtifactStore
     from flows.adapters.prometheus import PrometheusCounters
+    from flows.published import Published
 
     chosen = settings or Settings()
+    registry = release_registry(chosen)
+    images: Images
+    scans: Scans
+    if chosen.image_repository:
+        images = scans = Published(registry, chosen.image_repository)
+    else:
+        images, scans = image_builder(chosen), scanner(chosen)
     return ControlPlane(
         settings=chosen,
-        registry=Registry(chosen.registry_url),
+        registry=registry,
         platform=platform(chosen),
-        artifacts=ArtifactStore(chosen.artifacts_uri),
-        images=image_builder(chosen),
-        scanner=scanner(chosen),
+        artifacts=artifact_store(chosen),
+        images=images,
+        scanner=scans,
         counters=PrometheusCounters(chosen.prometheus_url),
         clock=time,
     )
@@ -78,6 +87,36 @@ def image_builder(settings: Settings) -> ImageBuilder:
     from flows.adapters.images import ImageBuilder, ImageRecipe
 
     return ImageBuilder(settings.image_storage, ImageRecipe.of_project(settings.repository))
+
+
+def release_registry(settings: Settings) -> Registry:
+    return Registry(settings.registry_url)
+
+
+def artifact_store(settings: Settings) -> ArtifactStore:
+    from flows.adapters.artifacts import ArtifactStore
+
+    return ArtifactStore(settings.artifacts_uri)
+
+
+def registry_credentials(repository: str) -> tuple[str, str] | None:
+    """User and password for pushing to a repository; None where the image tool's own settings decide."""
+    found = re.match(r"\d+\.dkr\.ecr\.([a-z0-9-]+)\.amazonaws\.com/", repository)
+    if found is None:
+        return None
+    import boto3
+
+    from flows.adapters.ecr import Ecr
+
+    login = Ecr(boto3.client("ecr", region_name=found[1])).login()
+    return login.user, login.password
+
+
+def flows_image_builder(settings: Settings) -> ImageBuilder:
+    """Of the control plane's own image, for the cluster."""
+    from flows.adapters.images import ImageBuilder, ImageRecipe
+
+    return ImageBuilder(settings.image_storage, ImageRecipe.of_flows(settings.repository))
 
 
 def scanner(settings: Settings) -> Scanner:

@@ -115,6 +115,37 @@ class ScanReport:
             "sentence": self.sentence,
         }
 
+    def facts(self) -> dict[str, Any]:
+        """Everything that was found, and nothing of the policy: what `from_facts` takes."""
+        return {
+            "image": self.image,
+            "scanner": self.scanner,
+            "scanned_at": self.scanned_at.isoformat(),
+            "findings": [asdict(finding) for finding in self.findings],
+            "ran": list(self.ran),
+            "not_run": dict(self.not_run),
+            "system": self.system,
+            "database_at": self.database_at.isoformat() if self.database_at else None,
+            "packages": self.packages,
+        }
+
+    @classmethod
+    def from_facts(cls, facts: Mapping[str, Any]) -> ScanReport:
+        """The report as it was, under the strictest policy until the caller sets the model's."""
+        moment = facts["database_at"]
+        return cls(
+            image=facts["image"],
+            scanner=facts["scanner"],
+            scanned_at=datetime.fromisoformat(facts["scanned_at"]),
+            findings=tuple(Finding(**{**one, "names": tuple(one["names"])}) for one in facts["findings"]),
+            ran=tuple(facts["ran"]),
+            policy=ScanPolicy(),
+            not_run=facts["not_run"],
+            system=facts["system"],
+            database_at=datetime.fromisoformat(moment) if moment else None,
+            packages=facts["packages"],
+        )
+
 
 @dataclass(frozen=True)
 class ScanDecision:

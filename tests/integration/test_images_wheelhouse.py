@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from flows.adapters.images.wheelhouse import collect, core_dependencies, lock, missing_for_oldest
+from flows.adapters.images.wheelhouse import collect, dependencies_of, lock, missing_for_oldest
 from flows.domain.errors import ImageFailed
 
 ROOT = Path(__file__).parents[2]
@@ -35,9 +35,15 @@ def wheel(folder: Path, name: str, version: str, *requires: str) -> Path:
 
 
 def test_the_dependencies_are_the_servers_and_not_the_control_planes() -> None:
-    names = core_dependencies(ROOT / "pyproject.toml")
+    names = dependencies_of(ROOT / "pyproject.toml")
     assert {"fastapi", "torch"} <= set(names)
     assert not {"prefect", "pytest"} & set(names)
+
+
+def test_the_flows_need_the_servers_dependencies_but_no_model_framework() -> None:
+    names = dependencies_of(ROOT / "pyproject.toml", extra="flows", without=("torch",))
+    assert {"prefect", "lightkube", "fsspec", "sqlalchemy<2.1"} <= set(names)
+    assert "torch" not in names
 
 
 def test_what_only_an_older_interpreter_needs_is_found(tmp_path: Path) -> None:

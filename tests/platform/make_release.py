@@ -14,7 +14,7 @@ import json
 import subprocess
 from pathlib import Path
 
-from flows.adapters.images import ImageBuilder
+from flows.adapters.images import ImageBuilder, push
 from flows.domain.release import Release
 from flows.settings import Settings
 from flows.wiring import image_builder
@@ -66,7 +66,7 @@ def make(builder: ImageBuilder, folder: Path, repository: str | None = None) -> 
     release = write_bundle(folder / "bundle")
     builder.build(release, folder / "bundle", progress=print)
     if repository:
-        image = builder.push(release, repository)
+        image = push(builder.export(release, folder / "layout"), release.name, repository)
     else:
         archive = folder / "image.tar"
         archive.unlink(missing_ok=True)

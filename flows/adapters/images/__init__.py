@@ -7,6 +7,8 @@ one cache folder of the caller; the machine's own container storage is left alon
 This package only builds. Whether an image may run is the scan policy's business (`flows.domain.scan`).
 """
 
-from flows.adapters.images.builder import ImageBuilder, ImageRecipe
+from flows.adapters.images.builder import ImageBuilder
+from flows.adapters.images.publishing import push
+from flows.adapters.images.recipe import Device, ImageRecipe
 
-__all__ = ["ImageBuilder", "ImageRecipe"]
+__all__ = ["Device", "ImageBuilder", "ImageRecipe", "push"]

@@ -10,54 +10,22 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from flows.adapters.images import layout as oci
 from flows.adapters.images.commands import run
-from flows.adapters.images.context import stage_bundle, stage_package
+from flows.adapters.images.context import stage_beside, stage_bundle, stage_package
 from flows.adapters.images.engines import Engine, find_engine
-from flows.adapters.images.wheelhouse import collect, core_dependencies
+from flows.adapters.images.publishing import compress
+from flows.adapters.images.recipe import Device, ImageRecipe
+from flows.adapters.images.wheelhouse import collect
 from flows.domain.errors import ImageFailed
 from flows.domain.release import Release
 
-Device = Literal["cpu", "cuda"]
 Progress = Callable[[str], None]
 
 REGISTRY_TIMEOUT_SECONDS = 20.0
 BASE_TIMEOUT_SECONDS = 900.0
-
-
-@dataclass(frozen=True)
-class ImageRecipe:
-    """Where the inputs of the images are, and how they are called."""
-
-    containerfile: Path
-    package: Path
-    """Folder of the `serving` package."""
-    base_recipe: Path
-    """Folder with `base.sh` and `base.Containerfile`."""
-    dependencies: tuple[str, ...]
-    """Requirements of the model server, as pip takes them."""
-    constraints: Path
-    base: str = "python:3.11-slim-bookworm"
-    """Image under the server. A tag is resolved to its digest once; without a registry, `base.sh` runs."""
-    repository: str = "localhost/modelserve"
-    torch_index: tuple[tuple[Device, str], ...] = ()
-    """Package index of PyTorch's builds for a device; without one, pip's own settings decide."""
-
-    @classmethod
-    def of_project(cls, root: Path, **changes: str) -> ImageRecipe:
-        """The recipe of a checkout of this project at `root`."""
-        return cls(
-            containerfile=root / "serving" / "Containerfile",
-            package=root / "serving",
-            base_recipe=root / "infra" / "images",
-            dependencies=core_dependencies(root / "pyproject.toml"),
-            constraints=root / "constraints.txt",
-            **changes,  # type: ignore[arg-type]
-        )
 
 
 def silent(_: str) -> None:
@@ -84,14 +52,15 @@ class ImageBuilder:
         with self._turn():
             base = self._inputs(device, refresh, progress)
             progress(
-                "image: installing the dependencies and the model server (about a minute the first time)"
+                f"image: installing the dependencies and {self._recipe.package.name} "
+                "(about a minute the first time)"
             )
             started = time.monotonic()
-            tag = f"{self._recipe.repository}/runtime:{device}"
+            tag = f"{self._recipe.repository}/{self._recipe.name}:{device}"
             with self._context(device) as context:
                 arguments = {"BASE": base, "DEVICE": device}
                 self._engine.build(self._recipe.containerfile, "runtime", arguments, context, tag)
-            digest = self._copy(tag, f"runtime-{device}")
+            digest = self._copy(tag, f"{self._recipe.name}-{device}")
             try:
                 self._engine.prune()
             except ImageFailed as error:  # a running container holds an old image; it goes another time
@@ -141,18 +110,14 @@ class ImageBuilder:
             raise _absent(release)
         return self._engine.container(tag, runtime)
 
-    def push(self, release: Release, repository: str) -> str:
-        """Copy the release's image to a registry; return `repository@sha256:…` as the registry has it."""
-        with self._turn(), tempfile.TemporaryDirectory(dir=self._cache) as folder:
-            digest = Path(folder) / "digest"
-            source = f"oci:{self._layout}:{release.name}"
-            target = f"docker://{repository}:{release.name}"
-            run(
-                ["skopeo", "copy", "--quiet", "--digestfile", digest, source, target],
-                what=f"pushing {release.name} to {repository}",
-                timeout=BASE_TIMEOUT_SECONDS,
-            )
-            return f"{repository}@{digest.read_text(encoding='utf-8').strip()}"
+    def export(self, release: Release, folder: Path) -> str:
+        """Copy the release's image into a layout of its own, as a registry will hold it: `FOLDER@sha256:…`.
+
+        Scan and `push` this one. Its layers are compressed, so its digest is not that of `layout`.
+        """
+        with self._turn():
+            self._digest(release)
+            return compress(self._layout, release.name, folder)
 
     def remove(self, release: Release) -> None:
         """Remove the release's image and its layer; nothing happens when there is none."""
@@ -183,7 +148,7 @@ class ImageBuilder:
         """Make sure of base and wheels; return the base as the Containerfile's argument."""
         base = self._base(refresh, progress)
         collect(
-            self._cache / f"wheels-{device}",
+            self._cache / f"{self._recipe.wheels}-{device}",
             self._recipe.dependencies,
             self._recipe.constraints,
             device=device,
@@ -253,11 +218,13 @@ class ImageBuilder:
     @contextmanager
     def _context(self, device: Device) -> Iterator[Path]:
         """A build context with wheels and the serving package; removed afterwards."""
-        wheels = self._cache / f"wheels-{device}"
+        wheels = self._cache / f"{self._recipe.wheels}-{device}"
         with tempfile.TemporaryDirectory(dir=self._cache, prefix="context-") as folder:
             context = Path(folder)
             try:
-                stage_package(self._recipe.package, context / "serving")
+                stage_package(self._recipe.package, context / self._recipe.package.name)
+                for source, place in self._recipe.beside:
+                    stage_beside(source, context / place)
                 shutil.copytree(wheels, context / "wheels", copy_function=_link)
                 yield context
             except OSError as error:

@@ -13,7 +13,7 @@ from flows.domain.release import Release
 
 
 def stage_package(package: Path, target: Path) -> None:
-    """Copy the serving package without byte code, build recipe, and the models beside it."""
+    """Copy a package without byte code, build recipe, and the models beside the server."""
     shutil.copytree(
         package,
         target,
@@ -25,6 +25,15 @@ def stage_package(package: Path, target: Path) -> None:
             or (name == "models" and Path(folder) == package)
         },
     )
+
+
+def stage_beside(source: Path, target: Path) -> None:
+    """Copy a file or a folder of the checkout to its place in the context."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_dir():
+        shutil.copytree(source, target)
+    else:
+        shutil.copyfile(source, target)
 
 
 def stage_bundle(release: Release, bundle: Path, target: Path) -> None:

@@ -31,10 +31,14 @@ METADATA = re.compile(r"[^/]+\.dist-info/METADATA")
 PIP_TIMEOUT_SECONDS = 1800.0
 
 
-def core_dependencies(project: Path) -> tuple[str, ...]:
-    """The `dependencies` of a `pyproject.toml`: what the model server needs, without any extra."""
-    content = tomllib.loads(project.read_text(encoding="utf-8"))
-    return tuple(content["project"]["dependencies"])
+def dependencies_of(project: Path, extra: str | None = None, without: Sequence[str] = ()) -> tuple[str, ...]:
+    """The `dependencies` of a `pyproject.toml`: what the model server needs; with `extra`, those too.
+
+    `without` names packages that are left out. Raises KeyError when there is no such extra.
+    """
+    content = tomllib.loads(project.read_text(encoding="utf-8"))["project"]
+    wanted = [*content["dependencies"], *(content["optional-dependencies"][extra] if extra else ())]
+    return tuple(one for one in wanted if canonicalize_name(Requirement(one).name) not in without)
 
 
 def collect(

@@ -1,0 +1,65 @@
+"""What an image is made of: the servers' image, and the control plane's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from flows.adapters.images.wheelhouse import dependencies_of
+
+Device = Literal["cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class ImageRecipe:
+    """Where the inputs of the images are, and how they are called."""
+
+    containerfile: Path
+    package: Path
+    """Folder of the `serving` package."""
+    base_recipe: Path
+    """Folder with `base.sh` and `base.Containerfile`."""
+    dependencies: tuple[str, ...]
+    """Requirements of the model server, as pip takes them."""
+    constraints: Path
+    base: str = "python:3.11-slim-bookworm"
+    """Image under the server. A tag is resolved to its digest once; without a registry, `base.sh` runs."""
+    repository: str = "localhost/modelserve"
+    torch_index: tuple[tuple[Device, str], ...] = ()
+    """Package index of PyTorch's builds for a device; without one, pip's own settings decide."""
+    name: str = "runtime"
+    """What `prepare` makes, and the name of its tag."""
+    beside: tuple[tuple[Path, str], ...] = ()
+    """Further files and folders of the build context, each with its place there."""
+
+    @property
+    def wheels(self) -> str:
+        """Folder of the dependencies; every recipe has its own."""
+        return "wheels" if self.name == "runtime" else f"wheels-{self.name}"
+
+    @classmethod
+    def of_flows(cls, root: Path) -> ImageRecipe:
+        """The image of the control plane itself, from a checkout of this project at `root`."""
+        return cls(
+            containerfile=root / "flows" / "Containerfile",
+            package=root / "flows",
+            base_recipe=root / "infra" / "images",
+            # Models run in the servers only: the largest dependency by far is not for the flows.
+            dependencies=dependencies_of(root / "pyproject.toml", extra="flows", without=("torch",)),
+            constraints=root / "constraints.txt",
+            name="flows",
+            beside=((root / "k8s" / "release", "k8s/release"), (root / "prefect.yaml", "prefect.yaml")),
+        )
+
+    @classmethod
+    def of_project(cls, root: Path, **changes: str) -> ImageRecipe:
+        """The recipe of a checkout of this project at `root`."""
+        return cls(
+            containerfile=root / "serving" / "Containerfile",
+            package=root / "serving",
+            base_recipe=root / "infra" / "images",
+            dependencies=dependencies_of(root / "pyproject.toml"),
+            constraints=root / "constraints.txt",
+            **changes,  # type: ignore[arg-type]
+        )
