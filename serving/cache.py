@@ -13,14 +13,13 @@ import asyncio
 import hashlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
-from typing import Any
 
 from serving.coalesce import Coalescer
 from serving.codec import Codec
 from serving.errors import Expired
 from serving.model import LoadedModel
 from serving.redis_link import RedisAbsent, RedisLink
+from serving.redis_wire import bulk, packed
 from serving.rows import Payload, Result
 from serving.telemetry import Telemetry
 
@@ -28,8 +27,10 @@ _MOST_WAITING_WRITES = 4096
 _WRITE_SECONDS = 1.0
 _GATHER_SECONDS = 0.02
 """Nobody waits for a write, and one of many rows costs little more than one of a few."""
-_STORE = "for i, key in ipairs(KEYS) do redis.call('SET', key, ARGV[i], 'EX', ARGV[#ARGV]) end"
-"""One command for all writes of a tick: building one for each would cost more than the prediction."""
+_STORE = b"for i, key in ipairs(KEYS) do redis.call('SET', key, ARGV[i], 'EX', ARGV[#ARGV]) end"
+"""One command for all writes of a while: building one for each would cost more than the prediction."""
+_MGET, _EVAL, _SCRIPT = bulk(b"MGET"), bulk(b"EVAL"), bulk(_STORE)
+_DIGEST_BYTES = 20
 Compute = Callable[[Payload, Sequence[int]], Awaitable[Result]]
 """Runs some rows of a request; told which rows of it they are."""
 
@@ -42,16 +43,21 @@ class PredictionCache:
         self._spec = spec.serving.cache
         self._telemetry = telemetry
         release = "\0".join((spec.name, version, loaded.bundle.sha256, spec.serving.processing_version))
-        self._release = hashlib.blake2b(release.encode(), digest_size=32).digest()
-        self._prefix = f"predictions:{spec.name}-v{version}:".encode()
+        identity = hashlib.blake2b(release.encode(), digest_size=32).digest()
+        self._hash = hashlib.blake2b(digest_size=_DIGEST_BYTES, key=identity)
+        prefix = f"predictions:{spec.name}-v{version}:".encode()
+        # All keys have one length, so the part before the digest is packed once for all of them.
+        self._head = b"$%d\r\n%s" % (len(prefix) + _DIGEST_BYTES, prefix)
         self._lookups: Coalescer[bytes, bytes | None] = Coalescer(self._fetch)
         self._writes: list[tuple[bytes, bytes]] = []
         self._writer: asyncio.Task[None] | None = None
         self._flying: dict[bytes, asyncio.Future[bytes]] = {}
 
     def key(self, payload: Payload, row: int) -> bytes:
-        digest = hashlib.blake2b(self._codec.canonical(payload, row), digest_size=20, key=self._release)
-        return self._prefix + digest.digest()
+        """The row's key, packed as an argument for Redis."""
+        state = self._hash.copy()
+        state.update(self._codec.canonical(payload, row))
+        return b"%s%s\r\n" % (self._head, state.digest())
 
     async def fragments(
         self, payload: Payload, deadline: float, compute: Compute
@@ -90,8 +96,10 @@ class PredictionCache:
             # Whoever computed these has failed or left; that says nothing about our own request.
             await self._compute(payload, alone, keys, answers, compute)
         computed = len(missing) + len(alone)
-        self._telemetry.count("cache_misses", computed)
-        self._telemetry.count("cache_hits", payload.count - computed)
+        if computed:
+            self._telemetry.count("cache_misses", computed)
+        if computed < payload.count:
+            self._telemetry.count("cache_hits", payload.count - computed)
         return [answer for answer in answers if answer is not None], computed == 0
 
     async def close(self) -> None:
@@ -138,9 +146,8 @@ class PredictionCache:
 
     async def _fetch(self, keys: list[bytes]) -> Sequence[bytes | None]:
         try:
-            found: list[bytes | None] = await self._link.run(
-                lambda client: client.mget(keys), self._spec.timeout_seconds
-            )
+            command = packed([_MGET, *keys])
+            found: list[bytes | None] = await self._link.command(command, self._spec.timeout_seconds)
             return found
         except RedisAbsent:
             self._telemetry.count("cache_errors")
@@ -151,13 +158,15 @@ class PredictionCache:
             while self._writes:
                 await asyncio.sleep(_GATHER_SECONDS)
                 writes, self._writes = self._writes, []
-                await self._link.run(partial(self._store, writes), _WRITE_SECONDS)
+                await self._link.command(self._stored(writes), _WRITE_SECONDS)
         except RedisAbsent:
             self._writes.clear()
             self._telemetry.count("cache_errors")
         finally:
             self._writer = None
 
-    async def _store(self, writes: list[tuple[bytes, bytes]], client: Any) -> None:
+    def _stored(self, writes: list[tuple[bytes, bytes]]) -> bytes:
         keys, fragments = zip(*writes, strict=True)
-        await client.eval(_STORE, len(keys), *keys, *fragments, self._spec.ttl_seconds)
+        values = [bulk(fragment) for fragment in fragments]
+        lifetime = bulk(b"%d" % self._spec.ttl_seconds)
+        return packed([_EVAL, _SCRIPT, bulk(b"%d" % len(keys)), *keys, *values, lifetime])

@@ -177,8 +177,8 @@ class TensorCodec:
         return TensorPayload(count, columns, count * self._row_bytes)
 
     def payload(self, columns: dict[str, Array]) -> TensorPayload:
-        arrays = [columns[column.name] for column in self._inputs]
-        return TensorPayload(len(arrays[0]), arrays, sum(array.nbytes for array in arrays))
+        arrays: list[list[Any] | Array] = [columns[column.name] for column in self._inputs]
+        return TensorPayload(len(arrays[0]), arrays, sum(array.nbytes for array in columns.values()))
 
     def encode(self, result: Result) -> bytes:
         assert isinstance(result, TensorResult)
@@ -211,14 +211,21 @@ class TensorCodec:
     def canonical(self, payload: Payload, row: int) -> bytes:
         assert isinstance(payload, TensorPayload)
         parts = []
-        for values, dtype in zip(payload.columns, self._dtypes, strict=True):
+        columns = payload.columns
+        for index, dtype in enumerate(self._dtypes):
+            values = columns[index]
             if dtype is np.object_:
                 parts.append(orjson.dumps(values[row].tolist() if _is_array(values[row]) else values[row]))
                 continue
-            array = np.array(values[row], dtype=dtype)
-            if array.dtype.kind == "f":
-                array += 0.0  # -0.0 becomes 0.0
-            parts.append(array.tobytes())
+            if isinstance(values, list):
+                # The batch is made of the same arrays afterwards: one conversion for both.
+                columns[index] = values = np.array(values, dtype=dtype)
+            value = values[row]
+            if value.dtype != dtype:
+                value = value.astype(dtype)
+            if value.dtype.kind == "f":
+                value = value + 0.0  # -0.0 becomes 0.0
+            parts.append(value.tobytes())
         return b"\0".join(parts) if len(parts) > 1 else parts[0]
 
 

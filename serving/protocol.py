@@ -1,4 +1,4 @@
-"""uvicorn's HTTP protocol with guards (a time limit for request heads, our form of the 400) and two economies.
+"""uvicorn's HTTP protocol with guards (late request heads, our form of the 400) and two economies.
 
 An answer leaves in one system call, not in one for its head and one for its body; and idle connections are
 found by a sweep, not by a timer that is set and cancelled for each request. Together they are a fifth of what

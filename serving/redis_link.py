@@ -12,14 +12,16 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from serving.redis_wire import RedisRefused, RedisWire, opened
+
 logger = logging.getLogger("serving.redis")
 
 _FIRST_PAUSE = 0.25
 _LONGEST_PAUSE = 15.0
 _CALM_SECONDS = 60.0
 _CONNECT_SECONDS = 2.0
-_CONNECTIONS = 4
-"""As many as have something to do at the same time: lookups, writes, samples, rate limits."""
+_CONNECTIONS = 2
+"""As many as have something to do at the same time: rate limits and outcomes; the rest has the wire."""
 
 
 class RedisAbsent(Exception):
@@ -31,6 +33,7 @@ class RedisLink:
 
     def __init__(self, url: str) -> None:
         import redis.asyncio as redis  # 0.3 s at start that servers without Redis save
+        from redis.asyncio.connection import parse_url
         from redis.asyncio.retry import Retry
         from redis.backoff import NoBackoff
 
@@ -41,7 +44,9 @@ class RedisLink:
             retry=Retry(NoBackoff(), 0),
             protocol=2,
         )
-        self._errors: tuple[type[Exception], ...] = (redis.RedisError, OSError, TimeoutError)
+        self._options: dict[str, Any] = dict(parse_url(url))
+        self._wire: RedisWire | None = None
+        self._errors: tuple[type[Exception], ...] = (redis.RedisError, RedisRefused, OSError, TimeoutError)
         self._open = True
         self._opened = 0.0
         self._pause = _FIRST_PAUSE
@@ -61,16 +66,31 @@ class RedisLink:
             async with asyncio.timeout(seconds):
                 return await operation(self._client)
         except self._errors as error:
-            if not self._open:
-                logger.warning("redis does not answer (%s); going on without it", type(error).__name__)
-                self._look()
-            raise RedisAbsent(type(error).__name__) from error
+            raise self._lost(error) from error
+
+    async def command(self, packed: bytes, seconds: float) -> Any:
+        """As `run`, for one packed command on the hot path's own connection; its reply."""
+        if self._open or self._wire is None:
+            raise RedisAbsent("the circuit is open")
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._wire.send(packed)
+        except self._errors as error:
+            raise self._lost(error) from error
 
     async def close(self) -> None:
         if self._search is not None:
             self._search.cancel()
             await asyncio.gather(self._search, return_exceptions=True)
+        if self._wire is not None:
+            self._wire.close()
         await self._client.aclose()
+
+    def _lost(self, error: Exception) -> RedisAbsent:
+        if not self._open:
+            logger.warning("redis does not answer (%s); going on without it", type(error).__name__)
+            self._look()
+        return RedisAbsent(type(error).__name__)
 
     def _look(self) -> None:
         """Open the circuit and look for Redis until it answers."""
@@ -78,6 +98,9 @@ class RedisLink:
         if now - self._opened > _CALM_SECONDS:
             self._pause = _FIRST_PAUSE
         self._open, self._opened = True, now
+        if self._wire is not None:
+            self._wire.close()
+            self._wire = None
         self._search = asyncio.get_running_loop().create_task(self._until_reached())
 
     async def _until_reached(self) -> None:
@@ -92,6 +115,7 @@ class RedisLink:
         try:
             async with asyncio.timeout(_CONNECT_SECONDS):
                 await asyncio.gather(*(self._client.ping() for _ in range(_CONNECTIONS)))
+                self._wire = await opened(self._options)
         except self._errors:
             return False
         self._open = False

@@ -21,7 +21,7 @@ class TensorPayload:
 
     __slots__ = ("columns", "count", "size")
 
-    def __init__(self, count: int, columns: Sequence[list[Any] | Array], size: int) -> None:
+    def __init__(self, count: int, columns: list[list[Any] | Array], size: int) -> None:
         self.count = count
         self.columns = columns
         self.size = size

@@ -18,6 +18,7 @@ import orjson
 
 from serving.codec import Codec
 from serving.redis_link import RedisAbsent, RedisLink
+from serving.redis_wire import bulk, packed
 from serving.rows import Payload, Result
 from serving.spec import SamplesSpec
 from serving.telemetry import Telemetry
@@ -28,6 +29,7 @@ _FLUSH_SECONDS = 0.25
 _REDIS_SECONDS = 2.0
 _MOST_QUEUED = 2000
 _BURST_SECONDS = 2.0
+_APPEND = b"for i = 2, #ARGV do redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', 'data', ARGV[i]) end"
 
 
 class Sampler:
@@ -87,7 +89,7 @@ class Sampler:
         self._task = None
         try:
             entries = [entry for item in queue for entry in self._entries(*item)]
-            await self._link.run(lambda client: self._write(client, entries), _REDIS_SECONDS)
+            await append(self._link, self._stream, entries, self._spec.max_length)
             self._telemetry.count("samples_sent", len(entries))
         except RedisAbsent:
             self._telemetry.count("samples_dropped", rows)
@@ -114,9 +116,6 @@ class Sampler:
             for row, number in enumerate(numbers)
         ]
 
-    async def _write(self, client: Any, entries: list[bytes]) -> None:
-        await append(client, self._stream, entries, self._spec.max_length)
-
 
 class OutcomeWriter:
     """Takes the true outcomes that clients learn later to the stream `outcomes:<model>`."""
@@ -135,17 +134,13 @@ class OutcomeWriter:
             if outcome is not None
         ]
         if entries:
-            await self._link.run(
-                lambda client: append(client, self._stream, entries, self._max_length), _REDIS_SECONDS
-            )
+            await append(self._link, self._stream, entries, self._max_length)
 
 
-async def append(client: Any, stream: str, entries: list[bytes], max_length: int) -> None:
-    """One round trip for all entries."""
-    pipeline = client.pipeline(transaction=False)
-    for entry in entries:
-        pipeline.xadd(stream, {"data": entry}, maxlen=max_length, approximate=True)
-    await pipeline.execute()
+async def append(link: RedisLink, stream: str, entries: list[bytes], max_length: int) -> None:
+    """One command and one reply for all entries. RedisAbsent."""
+    arguments = (b"EVAL", _APPEND, b"1", stream.encode(), b"%d" % max_length, *entries)
+    await link.command(packed([bulk(argument) for argument in arguments]), _REDIS_SECONDS)
 
 
 def _plain(value: Any) -> Any:

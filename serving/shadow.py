@@ -7,7 +7,6 @@ Nothing that the shadow does (hang, refuse, answer garbage) can be seen by a use
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
 import random
@@ -15,7 +14,7 @@ import ssl
 import time
 from collections import deque
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import orjson
 
@@ -25,6 +24,7 @@ from serving.telemetry import Telemetry
 logger = logging.getLogger("serving.shadow")
 
 _CONNECTIONS = 4
+_GATHER_SECONDS = 0.05
 _MOST_HEAD_BYTES = 65536
 _MOST_ANSWER_BYTES = 64 << 20
 _PAUSE_AFTER_FAILURE = 0.25
@@ -75,26 +75,37 @@ class Shadow:
     async def _work(self) -> None:
         connection: _Connection | None = None
         try:
-            while self._queue:
-                body, answer, request_id, seconds = self._queue.popleft()
-                self._telemetry.count("shadow_sent")
-                started = time.monotonic()
-                try:
-                    async with asyncio.timeout(self._spec.timeout_seconds):
-                        if connection is None:
-                            connection = await _Connection.open(self._address)
-                        theirs = await connection.post(self._address.path + "/predict", body, request_id)
-                    self._compare(answer, theirs, time.monotonic() - started - seconds)
-                except (OSError, EOFError, ValueError, ShadowFailed, asyncio.LimitOverrunError) as error:
-                    self._telemetry.count("shadow_failed")
-                    logger.debug("the shadow failed: %s", error)
-                    if connection is not None:
-                        connection.close()
-                        connection = None
-                    await asyncio.sleep(_PAUSE_AFTER_FAILURE)
+            while True:
+                # Copies are sent some at a time: waking the other process costs more than sending does.
+                await asyncio.sleep(_GATHER_SECONDS)
+                if not self._queue:
+                    return
+                while self._queue:
+                    connection = await self._copy(connection, *self._queue.popleft())
         finally:
             if connection is not None:
                 connection.close()
+
+    async def _copy(
+        self, connection: _Connection | None, body: bytes, answer: bytes, request_id: str, seconds: float
+    ) -> _Connection | None:
+        """Send one copy and compare; the connection for the next one, None when there must be a new one."""
+        self._telemetry.count("shadow_sent")
+        started = time.monotonic()
+        try:
+            async with asyncio.timeout(self._spec.timeout_seconds):
+                if connection is None or connection.closed:
+                    connection = await _Connection.open(self._address)
+                theirs = await connection.post(self._address.path + "/predict", body, request_id)
+            self._compare(answer, theirs, time.monotonic() - started - seconds)
+            return connection
+        except (OSError, EOFError, ValueError, ShadowFailed) as error:
+            self._telemetry.count("shadow_failed")
+            logger.debug("the shadow failed: %s", error)
+            if connection is not None:
+                connection.close()
+            await asyncio.sleep(_PAUSE_AFTER_FAILURE)
+            return None
 
     def _compare(self, ours: bytes, theirs: bytes, latency_difference: float) -> None:
         mine = orjson.loads(ours)["predictions"]
@@ -142,49 +153,91 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-class _Connection:
+class _Connection(asyncio.Protocol):
     """As much of an HTTP/1.1 client as copies need: a general one costs five times a prediction."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, host: str) -> None:
-        self._reader = reader
-        self._writer = writer
+    def __init__(self, host: str) -> None:
         self._host = host.encode("idna")
+        self._transport: asyncio.Transport | None = None
+        self._answer: asyncio.Future[bytes] | None = None
+        self._buffer = b""
 
     @classmethod
-    async def open(cls, address: Any) -> _Connection:
+    async def open(cls, address: SplitResult) -> _Connection:
         secure = address.scheme == "https"
-        reader, writer = await asyncio.open_connection(
-            address.hostname,
+        _, connection = await asyncio.get_running_loop().create_connection(
+            lambda: cls(address.netloc),
+            address.hostname or "",
             address.port or (443 if secure else 80),
             ssl=ssl.create_default_context() if secure else None,
-            limit=_MOST_HEAD_BYTES,
         )
-        return cls(reader, writer, address.netloc)
+        return connection
+
+    @property
+    def closed(self) -> bool:
+        return self._transport is None
 
     async def post(self, path: str, body: bytes, request_id: str) -> bytes:
-        self._writer.write(
+        """The body of the answer. ShadowFailed unless it is a 200; OSError, EOFError, ValueError."""
+        if self._transport is None:
+            raise EOFError("the shadow closed the connection")
+        self._buffer = b""
+        self._answer = asyncio.get_running_loop().create_future()
+        self._transport.write(
             b"POST %s HTTP/1.1\r\nhost: %s\r\ncontent-type: application/json\r\nx-request-id: %s\r\n"
             b"content-length: %d\r\n\r\n%s"
             % (path.encode(), self._host, request_id.encode(), len(body), body)
         )
-        await self._writer.drain()
-        head = await self._reader.readuntil(b"\r\n\r\n")
-        lines = head.split(b"\r\n")
-        length = None
-        for line in lines[1:]:
-            name, _, value = line.partition(b":")
-            if name.lower() == b"content-length":
-                length = int(value)
-        if length is None or not 0 <= length <= _MOST_ANSWER_BYTES:
-            raise ShadowFailed("no answer of a known length")
-        answer = await self._reader.readexactly(length)
-        status = lines[0].split(b" ")
-        if len(status) < 2 or status[1] != b"200":
-            raise ShadowFailed(f"answered {lines[0][:40]!r}")
-        if b"connection: close" in head.lower():
-            raise ShadowFailed("closes the connection")
-        return answer
+        return await self._answer
 
     def close(self) -> None:
-        with contextlib.suppress(OSError, RuntimeError):
-            self._writer.close()
+        if self._transport is not None:
+            self._transport.close()
+
+    # ---- asyncio's protocol
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._transport = transport
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._transport = None
+        self._end(error or EOFError("the shadow closed the connection"))
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        try:
+            body = _body_of(self._buffer)
+        except (ValueError, ShadowFailed) as error:
+            self._end(error)
+            return
+        if body is not None and self._answer is not None and not self._answer.done():
+            self._answer.set_result(body)
+
+    def _end(self, error: Exception) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(error)
+
+
+def _body_of(buffer: bytes) -> bytes | None:
+    """The body of the answer in the buffer; None while it is not whole."""
+    end = buffer.find(b"\r\n\r\n")
+    if end < 0:
+        if len(buffer) > _MOST_HEAD_BYTES:
+            raise ShadowFailed("no end of the head")
+        return None
+    lines = buffer[:end].lower().split(b"\r\n")
+    length = None
+    for line in lines[1:]:
+        name, _, value = line.partition(b":")
+        if name == b"content-length":
+            length = int(value)
+    if length is None or not 0 <= length <= _MOST_ANSWER_BYTES:
+        raise ShadowFailed("no answer of a known length")
+    if len(buffer) < end + 4 + length:
+        return None
+    status = lines[0].split(b" ")
+    if len(status) < 2 or status[1] != b"200":
+        raise ShadowFailed(f"answered {lines[0][:40]!r}")
+    if b"connection: close" in lines:
+        raise ShadowFailed("closes the connection")
+    return buffer[end + 4 : end + 4 + length]

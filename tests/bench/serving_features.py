@@ -16,6 +16,7 @@ from serving_load import (
     ours,
     random_rows,
     running,
+    subject,
     write_script,
 )
 from serving_subjects import write_bundle
@@ -42,8 +43,9 @@ def features(folder: Path, connections: int, seconds: float, rounds: int) -> Non
                 "SERVING_SHADOW_URL": f"http://127.0.0.1:{shadow_port}",
                 "SERVING_SHADOW_SHARE": "0.1",
             }
-            cases = {
+            cases: dict[str, tuple[Path, dict[str, str]]] = {
                 "none": (plain, {}),
+                "metrics": (plain, {}),
                 "samples": (plain, {"SERVING_REDIS_URL": url}),
                 "shadow": (plain, shadow),
                 "cache (all misses)": (cached, {"SERVING_REDIS_URL": url}),
@@ -53,6 +55,8 @@ def features(folder: Path, connections: int, seconds: float, rounds: int) -> Non
             for name, (bundle, options) in cases.items():
                 server_port = free_port()
                 command, variables = ours(bundle, server_port, **options)
+                if name == "none":
+                    command = subject("ours", "metrics")
                 servers[name] = (server_port, stack.enter_context(running(command, server_port, **variables)))
             readings: dict[str, list[Reading]] = {name: [] for name in cases}
             for _ in range(rounds):
