@@ -65,6 +65,11 @@ class Cluster:
         return f"{release}.{self.namespace}.svc.{self.domain}"
 
 
+def aside_name(release: str) -> str:
+    """A second name for the same servers: what goes there is no prediction, and the rules do not count it."""
+    return f"{release}-aside"
+
+
 def labels(release: Release) -> dict[str, str]:
     """Ownership: every object of a release carries these, and nothing without them is ever touched."""
     return {
@@ -135,7 +140,7 @@ def release_manifests(
     autoscaler's minimum while a promotion runs. Raises SpecInvalid and ImageFailed.
     """
     values = _values(release, spec, cluster, pinned)
-    names = ["deployment", "service", "pod-disruption-budget", "destination-rule"]
+    names = ["deployment", "service", "aside-service", "pod-disruption-budget", "destination-rule"]
     if spec.resources.autoscaling == "hpa":
         names.append("horizontal-pod-autoscaler")
     if spec.resources.autoscaling == "keda":
@@ -177,6 +182,8 @@ def _values(release: Release, spec: ModelSpec, cluster: Cluster, pinned: int | N
         "resources": _compute(spec),
         "startup_failures": math.ceil(resources.start_seconds / PROBE_SECONDS),
         "host": cluster.host(release.name),
+        "aside": aside_name(release.name),
+        "aside_host": cluster.host(aside_name(release.name)),
         "load_balancer": _load_balancer(cluster),
         "minimum": own_minimum if pinned is None else max(pinned, own_minimum),
         "maximum": max(resources.max_replicas, resources.replicas, pinned or 0),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
@@ -20,6 +20,7 @@ from flows.domain.manifests import (
     PORT,
     Cluster,
     Manifest,
+    aside_name,
 )
 from flows.domain.release import parse_release_name
 from flows.domain.routes import Match, Mirror, Routes
@@ -28,9 +29,12 @@ from flows.domain.skeleton import fill
 PREFIX = "modelserveai-"
 SPLIT = PREFIX + "split"
 EMPTY = PREFIX + "empty"
+FEEDBACK = PREFIX + "feedback"
+NO_SUCH_VERSION = PREFIX + "no-such-version"
 VERSION = PREFIX + "version-"
 MATCH = PREFIX + "match-"
 VERSION_HEADER = "x-model-version"
+_ANY_VERSION = {VERSION_HEADER: {"regex": ".*"}}
 COOKIE_SECONDS = 30 * 24 * 3600
 """How long a visitor of an A/B test keeps the release that he was given first."""
 OWN_FIELDS = frozenset(
@@ -66,7 +70,7 @@ def entries_of(
     skeleton: Any,
     sleepers: Mapping[str, float],
 ) -> list[Manifest]:
-    """Our entries of `spec.http`, first match first: version header, A/B matches, then the split.
+    """Our entries of `spec.http`, first match first: outcomes, version header, A/B matches, then the split.
 
     `sleepers` maps the releases that are entered through the interceptor to the seconds that their first
     request may have to wait.
@@ -81,13 +85,14 @@ def entries_of(
 
     if not routes.weights:
         return [_empty(model, entry(EMPTY, {}, []))]
-    entries = []
+    entries = [_feedback(model, routes, entry, hosts)]
     for release in routes.weights:
         version = str(parse_release_name(release)[1])
         exact = {"headers": {VERSION_HEADER: {"exact": version}}}
         entries.append(
             entry(f"{VERSION}{version}", exact, [release]) | {"route": [hosts.destination(release, 100)]}
         )
+    entries.append(_no_such_version(model, entry(NO_SUCH_VERSION, {"headers": _ANY_VERSION}, [])))
     for number, match in enumerate(routes.matches, start=1):
         entries.append(
             entry(f"{MATCH}{number}", {"headers": _header(match)}, [match.release])
@@ -156,8 +161,10 @@ class _Hosts:
         self._cluster = cluster
         self._sleepers = sleepers
 
-    def destination(self, release: str, weight: int, cookie: str | None = None) -> Manifest:
-        host = self._cluster.host(release)
+    def destination(
+        self, release: str, weight: int, cookie: str | None = None, aside: bool = False
+    ) -> Manifest:
+        host = self._cluster.host(aside_name(release) if aside else release)
         headers: Manifest = {}
         if release in self._sleepers:
             headers["request"] = {"set": {"Host": host}}
@@ -205,18 +212,38 @@ def _release_of_host(host: str) -> str:
     return name
 
 
+def _feedback(
+    model: str, routes: Routes, entry: Callable[[str, Manifest, Sequence[str]], Manifest], hosts: _Hosts
+) -> Manifest:
+    """Outcomes are no calls of the model: any release stores them, and no release answers for them."""
+    keeper = max(routes.weights, key=lambda release: routes.weights[release])
+    made = entry(FEEDBACK, {"uri": {"exact": f"/models/{model}/feedback"}}, [keeper])
+    return made | {
+        "rewrite": {"uri": "/feedback"},
+        "route": [hosts.destination(keeper, 100, aside=True)],
+    }
+
+
+def _no_such_version(model: str, entry: Manifest) -> Manifest:
+    """Another version than the one asked for would be a wrong answer without a sign."""
+    detail = f"The route of {model} holds no such version ({VERSION_HEADER})."
+    return _answered(entry, HTTPStatus.NOT_FOUND, "No such version", detail, {})
+
+
 def _empty(model: str, entry: Manifest) -> Manifest:
-    """No release serves: say so in the words of the server's own errors."""
+    detail = f"The model {model} has no release in service. Try again later."
+    later = {"Retry-After": "30"}
+    return _answered(entry, HTTPStatus.SERVICE_UNAVAILABLE, "No release is serving", detail, later)
+
+
+def _answered(
+    entry: Manifest, status: HTTPStatus, title: str, detail: str, headers: Mapping[str, str]
+) -> Manifest:
+    """The gateway answers by itself, in the words of the server's own errors."""
     for field in ("rewrite", "retries", "timeout"):
         entry.pop(field, None)
-    status = HTTPStatus.SERVICE_UNAVAILABLE
-    problem = {
-        "type": "about:blank",
-        "title": "No release is serving",
-        "status": status.value,
-        "detail": f"The model {model} has no release in service. Try again later.",
-    }
+    problem = {"type": "about:blank", "title": title, "status": status.value, "detail": detail}
     return entry | {
         "directResponse": {"status": status.value, "body": {"string": json.dumps(problem)}},
-        "headers": {"response": {"set": {"Content-Type": "application/problem+json", "Retry-After": "30"}}},
+        "headers": {"response": {"set": {"Content-Type": "application/problem+json", **headers}}},
     }

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import json
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from tests.manifests.validate import OVERLAYS, built, problems_of
+from tests.manifests.validate import OVERLAYS, ROOT, built, problems_of
 from tests.manifests.variants import rendered
 
 Thing = dict[str, Any]
@@ -153,3 +155,59 @@ def test_every_namespace_with_pods_is_closed_by_default(overlay: list[Thing]) ->
             if thing["kind"] == "Namespace" and thing["metadata"]["name"] == namespace
         ]
         assert meta["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+def test_the_monitors_find_targets_and_give_the_labels_that_the_rules_read(overlay: list[Thing]) -> None:
+    """Only declared ports become targets: a sidecar declares 15090, and nobody declares the agent's 15020."""
+    endpoints = {
+        thing["metadata"]["name"]: thing["spec"]["podMetricsEndpoints"][0]
+        for thing in overlay
+        if thing["kind"] == "PodMonitor"
+    }
+    assert {one["portNumber"] for one in endpoints.values()} == {15090}
+    for gateway in ("istio-gateway", "keda-interceptor"):
+        assert {"targetLabel": "job", "replacement": "gateway"} in endpoints[gateway]["relabelings"]
+        # The proxy's own word for `pod` must not win over the operator's.
+        assert "honorLabels" not in endpoints[gateway]
+    servers = endpoints["model-servers"]
+    assert [one["replacement"] for one in servers["relabelings"]] == ["$1:15020"]
+    assert servers["honorLabels"] is True
+
+
+@pytest.mark.parametrize("name", ["split", "ab-by-cookie", "canary-at-zero"])
+def test_a_route_answers_a_version_that_it_does_not_hold(name: str) -> None:
+    """After the versions that it holds, before everything that ignores the header; as in the local gateway."""
+    (service,) = RENDERED[f"route-{name}"]
+    entries = service["spec"]["http"]
+    names = [entry["name"] for entry in entries]
+    place = names.index("modelserveai-no-such-version")
+    assert names[:place] == ["modelserveai-feedback", "modelserveai-version-1", "modelserveai-version-2"]
+    assert not any(other.startswith("modelserveai-version-") for other in names[place:])
+    entry = entries[place]
+    assert entry["match"][0]["headers"] == {"x-model-version": {"regex": ".*"}}
+    answer = entry["directResponse"]
+    body = json.loads(answer["body"]["string"])
+    assert answer["status"] == body["status"] == 404
+    assert "no such version" in body["detail"]
+    assert entry["headers"]["response"]["set"]["Content-Type"] == "application/problem+json"
+
+
+def test_outcomes_go_where_the_rules_do_not_count() -> None:
+    """The rule's own pattern takes the release's Service and not the one beside it."""
+    rule = (ROOT / "monitoring" / "rules" / "traffic-istio.yml").read_text()
+    patterns = set(re.findall(r'destination_service_name=~"([^"]+)"', rule))
+    assert len(patterns) == 1
+    counted = re.compile(patterns.pop())
+    for name, things in RENDERED.items():
+        for thing in things:
+            if thing["kind"] == "Service":
+                aside = thing["metadata"]["name"].endswith("-aside")
+                assert (counted.fullmatch(thing["metadata"]["name"]) is None) == aside
+            if thing["kind"] == "VirtualService" and name != "route-nobody":
+                entry = thing["spec"]["http"][0]
+                assert entry["match"] == [{"uri": {"exact": "/models/flights/feedback"}}]
+                assert entry["rewrite"] == {"uri": "/feedback"}
+                (target,) = entry["route"]
+                asked = target.get("headers", {}).get("request", {}).get("set", {}).get("Host")
+                host = asked or target["destination"]["host"]
+                assert host == "flights-v1-aside.modelserve.svc.cluster.local"

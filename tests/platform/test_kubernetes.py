@@ -112,7 +112,7 @@ def test_a_stop_removes_what_is_ours_and_nothing_else(
     platform.stop(a_release(2))
     platform.stop(a_release(9))
     assert platform.running() == {"flights-v1"}
-    assert {key[3] for key in fake.objects} == {"flights-v1", "flights-v9"}
+    assert {key[3] for key in fake.objects} == {"flights-v1", "flights-v1-aside", "flights-v9"}
 
 
 def test_a_stop_finishes_what_an_earlier_one_left(platform: KubernetesPlatform, fake: FakeKubernetes) -> None:

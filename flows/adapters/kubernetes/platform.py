@@ -27,6 +27,7 @@ from flows.domain.manifests import (
     SHA256_ANNOTATION,
     Cluster,
     Manifest,
+    aside_name,
     release_manifests,
     scales_to_zero,
 )
@@ -100,8 +101,9 @@ class KubernetesPlatform:
         """Remove the release's objects; pods drain by their preStop hook. Foreign objects are left alone."""
         for kind in OWN_KINDS:
             for item in self._api.find(kind, labels={RELEASE_LABEL: release.name, MANAGED_BY: MANAGER}):
-                if item["metadata"]["name"] == release.name:
-                    self._api.delete(kind, release.name)
+                name = item["metadata"]["name"]
+                if name in (release.name, aside_name(release.name)):
+                    self._api.delete(kind, name)
 
     def running(self) -> frozenset[str]:
         found = self._api.find("Deployment", labels={MANAGED_BY: MANAGER})
