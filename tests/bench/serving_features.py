@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import statistics
 import subprocess
 from pathlib import Path
 
@@ -59,18 +60,21 @@ def features(folder: Path, connections: int, seconds: float, rounds: int) -> Non
                     command = subject("ours", "metrics")
                 servers[name] = (server_port, stack.enter_context(running(command, server_port, **variables)))
             readings: dict[str, list[Reading]] = {name: [] for name in cases}
-            for _ in range(rounds):
+            # Turns of a second: whatever else the machine does then falls on all of them alike.
+            for _ in range(round(seconds * rounds)):
                 for name, (server_port, pid) in servers.items():
                     address = f"http://127.0.0.1:{server_port}/predict"
-                    readings[name].append(measure(address, pid, script, connections, seconds))
-        base = median(readings["none"])
+                    readings[name].append(measure(address, pid, script, connections, 1))
         titles = ("req/s", "p99 ms", "CPU us", "errors", "CPU more", "rate less")
         print(f"{'features on':20} {heads(titles, (8, 7, 7, 6, 9, 9))}")
         for name, runs in readings.items():
             reading = median(runs)
+            pairs = list(zip(runs, readings["none"], strict=True))
+            more = statistics.median(run.cpu / base.cpu for run, base in pairs) - 1
+            less = 1 - statistics.median(run.rate / base.rate for run, base in pairs)
             print(
                 f"{name:20} {reading.rate:8.0f} {reading.p99:7.2f} {reading.cpu:7.1f} {reading.errors:6}"
-                f" {reading.cpu / base.cpu - 1:9.1%} {1 - reading.rate / base.rate:9.1%}"
+                f" {more:9.1%} {less:9.1%}"
             )
     finally:
         redis.terminate()

@@ -189,10 +189,19 @@ end
 
 
 def measure(url: str, pid: int, script: Path, connections: int, seconds: float) -> Reading:
-    """One run of wrk on one thread."""
+    """One run of wrk on one thread; whole seconds, since wrk knows no others."""
     before = cpu_seconds(pid)
     output = subprocess.run(
-        ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--latency", "-s", str(script), url],
+        [
+            "wrk",
+            "-t1",
+            f"-c{connections}",
+            f"-d{max(1, round(seconds))}s",
+            "--latency",
+            "-s",
+            str(script),
+            url,
+        ],
         capture_output=True,
         text=True,
         check=True,
