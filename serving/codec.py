@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import struct
 from collections.abc import Sequence
 from typing import Annotated, Any, Protocol
 
@@ -35,6 +36,7 @@ NUMPY: dict[Datatype, Any] = {
     "FP64": np.float64,
     "BYTES": np.object_,
 }
+_STRUCT = {np.float32: "f", np.float64: "d"}
 MAX_STRING = 65536
 _EAGER_ELEMENTS = 2048
 """Payloads with more values become arrays at once: as Python floats they would take ten times the memory."""
@@ -219,13 +221,15 @@ class TensorCodec:
                 continue
             if isinstance(values, list):
                 # The batch is made of the same arrays afterwards: one conversion for both.
-                columns[index] = values = np.array(values, dtype=dtype)
+                columns[index] = values = array_of(values, dtype)
             value = values[row]
             if value.dtype != dtype:
                 value = value.astype(dtype)
-            if value.dtype.kind == "f":
-                value = value + 0.0  # -0.0 becomes 0.0
-            parts.append(value.tobytes())
+            content = value.tobytes()
+            # Looking for the bytes of -0.0, which must become 0.0, is cheaper than adding 0.0 each time.
+            if value.dtype.kind == "f" and b"\x80" in content:
+                content = (value + 0.0).tobytes()
+            parts.append(content)
         return b"\0".join(parts) if len(parts) > 1 else parts[0]
 
 
@@ -366,7 +370,26 @@ def _json(value: Any) -> bytes:
 def flattened(values: Sequence[list[Any] | Array], dtype: Any) -> Array:
     """One array out of the same column of several payloads."""
     if len(values) == 1:
-        return np.asarray(values[0], dtype=dtype)
+        only = values[0]
+        return np.asarray(only, dtype=dtype) if isinstance(only, np.ndarray) else array_of(only, dtype)
     if not any(isinstance(part, np.ndarray) for part in values):
-        return np.array(list(itertools.chain.from_iterable(values)), dtype=dtype)
-    return np.concatenate([np.asarray(part, dtype=dtype) for part in values])
+        return array_of([row for part in values for row in part], dtype)
+    return np.concatenate(
+        [
+            np.asarray(part, dtype=dtype) if isinstance(part, np.ndarray) else array_of(part, dtype)
+            for part in values
+        ]
+    )
+
+
+def array_of(rows: list[Any], dtype: Any) -> Array:
+    """As np.array(rows, dtype); vectors of floats go through `struct`, which takes a third of the time."""
+    first = rows[0]
+    code = _STRUCT.get(dtype)
+    if code is not None and type(first) is list and type(first[0]) is float:
+        try:
+            packed = struct.pack(f"{len(rows) * len(first)}{code}", *itertools.chain.from_iterable(rows))
+        except (struct.error, TypeError, OverflowError):  # a row that is null, say
+            return np.array(rows, dtype=dtype)
+        return np.frombuffer(bytearray(packed), dtype=dtype).reshape(len(rows), len(first))
+    return np.array(rows, dtype=dtype)
