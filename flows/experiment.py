@@ -204,17 +204,23 @@ def _left_behind(plane: ControlPlane, plan: Plan) -> Position | None:
     return Position(**first.detail["position"]) if first.detail["plan"] == asdict(plan) else None
 
 
-def _publish(plan: Plan, ended: Ended) -> None:
-    """The report in the Prefect UI; an experiment does not fail because of it."""
+def report_markdown(plan: Plan, ended: Ended) -> str:
+    """The finding, the arms, and the interval of their difference, as a page."""
     found = ended.comparison
     rows = "\n".join(f"| {arm.release} | {arm.count} | {arm.mean:.2%} |" for arm in (found.a, found.b))
-    text = (
+    return (
         f"# {plan.a} against {plan.b}\n\n**{ended.sentence}**\n\n"
         f"| release | outcomes | mean of `{plan.measure}` |\n|---|---|---|\n{rows}\n\n"
         f"The difference lies between {100 * found.low:+.2f} and {100 * found.high:+.2f} points with "
         f"probability {1 - plan.alpha:.0%}, at whatever time one looks.\n"
     )
+
+
+def _publish(plan: Plan, ended: Ended) -> None:
+    """The report in the Prefect UI; an experiment does not fail because of it."""
     try:
-        create_markdown_artifact(text, key=f"experiment-{plan.model}", description=ended.sentence)
+        create_markdown_artifact(
+            report_markdown(plan, ended), key=f"experiment-{plan.model}", description=ended.sentence
+        )
     except Exception as error:  # the server may be away; the finding is in the log and in the return value
         log.warning("the report of the experiment could not be published: %s", error)

@@ -176,7 +176,7 @@ def test_the_monitors_find_targets_and_give_the_labels_that_the_rules_read(overl
 
 @pytest.mark.parametrize("name", ["split", "ab-by-cookie", "canary-at-zero"])
 def test_a_route_answers_a_version_that_it_does_not_hold(name: str) -> None:
-    """After the versions that it holds, before everything that ignores the header; as in the local gateway."""
+    """After the versions that it holds, before all that ignores the header; as in the local gateway."""
     (service,) = RENDERED[f"route-{name}"]
     entries = service["spec"]["http"]
     names = [entry["name"] for entry in entries]
