@@ -107,12 +107,15 @@ def describe(
     ratio = float(np.abs(one.answers.ratio[place]) / one.limit[place])
     # The two adjustments (Holm, exact tails) may disagree with the plain ratio; the verdict decides the side.
     score = max(ratio, 1.0) if drifted else min(ratio, 0.99)
-    effect = None
-    if column.effects:
-        effect = float(((shares - expected) * np.asarray(column.effects)).sum())
     known = counts.sum() - counts[NULL]
     numeric = column.kind == "numeric"
     total = sum(window.sums.get(column.name, 0.0) for window in windows[-one.look :])
+    effect = influence = None
+    if column.effects:
+        effect = float(((shares - expected) * np.asarray(column.effects)).sum())
+    moves = total / known - column.mean if column.name == profile.prediction and known else effect
+    if profile.prediction_sd is not None and moves is not None:
+        influence = float(abs(moves) / profile.prediction_sd)
     return ColumnDrift(
         column=column.name,
         role=column.role,
@@ -130,6 +133,8 @@ def describe(
         windows=one.look,
         persistent=persistent,
         effect=effect,
+        influence=influence,
+        unknown=float(shares[column.total == 0].sum()),
         nulls=float(shares[NULL]),
         mean=float(total / known) if numeric and known else None,
         reference_mean=column.mean if numeric else None,

@@ -8,6 +8,11 @@ check 15 %, performance 15 %. Columns share theirs by Holm's method. A column ha
 2. every one of the newest `persistence` windows shows the change in the same direction, and
 3. it moves more than `min_effect` of the rows.
 
+Drifted inputs are an alert when they matter: they move the predictions (`min_influence`, from the effect of
+each column that the reference knows), the predictions drift themselves, performance has fallen, or rows hold
+what the reference never had. Inputs that shift without any of this are noticed: in the report and on record,
+and nobody is woken. Where the reference cannot say what a column does, its drift is an alert.
+
 The probability is per check. A check every day at 1 % still means an alert in a hundred quiet days.
 """
 
@@ -27,7 +32,7 @@ from flows.domain.findings import ColumnDrift, DriftResult, Finding, FindingKind
 from flows.domain.frames import TIME
 from flows.domain.multivariate import DomainCheck, domain_check
 from flows.domain.online import ErrorChange, error_changes
-from flows.domain.performance import Performance, judge_performance
+from flows.domain.performance import Performance, judge_performance, worsened
 from flows.domain.profile import ColumnProfile, Profile
 from flows.domain.tally import Tally, WindowTally
 
@@ -118,10 +123,10 @@ def conclude(
         error_changes=changes,
         findings=tuple(said),
     )
-    return _verdict(result, breach, len(mute) == len(profile.columns))
+    return _verdict(result, breach, len(mute) == len(profile.columns), policy)
 
 
-def _verdict(result: DriftResult, breach: Finding | None, all_mute: bool) -> DriftResult:
+def _verdict(result: DriftResult, breach: Finding | None, all_mute: bool, policy: DriftPolicy) -> DriftResult:
     drifted = [column for column in result.columns if column.drifted]
     performance, multivariate = result.performance, result.multivariate
     if breach is not None:
@@ -131,10 +136,9 @@ def _verdict(result: DriftResult, breach: Finding | None, all_mute: bool) -> Dri
     if drifted:
         names = ", ".join(column.column for column in drifted[:3]) + (", …" if len(drifted) > 3 else "")
         text = f"{len(drifted)} of {len(result.columns)} columns drifted: {names}"
-        return replace(result, outcome=Outcome.DRIFTED, sentence=text)
+        return _weighed(result, text, policy)
     if multivariate is not None and multivariate.drifted:
-        text = f"columns changed together, none alone: {multivariate.sentence}"
-        return replace(result, outcome=Outcome.DRIFTED, sentence=text)
+        return _weighed(result, f"columns changed together, none alone: {multivariate.sentence}", policy)
     if all_mute:
         return replace(
             result, outcome=Outcome.CANNOT_TELL, sentence="no column could have alerted, whatever it did"
@@ -142,6 +146,35 @@ def _verdict(result: DriftResult, breach: Finding | None, all_mute: bool) -> Dri
     return replace(
         result, outcome=Outcome.STABLE, sentence="nothing beyond the reference's own ups and downs"
     )
+
+
+def _weighed(result: DriftResult, text: str, policy: DriftPolicy) -> DriftResult:
+    """Drift that matters is an alert; drift that the model's answers are known not to follow is noticed."""
+    why = _matters(result, policy)
+    if why is not None:
+        return replace(result, outcome=Outcome.DRIFTED, sentence=f"{text}; {why}" if why else text)
+    return replace(result, outcome=Outcome.NOTICED, sentence=f"{text}; the predictions do not follow")
+
+
+def _matters(result: DriftResult, policy: DriftPolicy) -> str | None:
+    """Why the drift is an alert (empty when that needs no words); None when it is known not to matter."""
+    inputs = [column for column in result.columns if column.role == "input" and column.drifted]
+    outputs = [column for column in result.columns if column.role == "output"]
+    influences = [column.influence for column in inputs]
+    watched = [column.influence for column in outputs if column.influence is not None]
+    if policy.min_influence == 0 or any(column.drifted for column in outputs):
+        return ""
+    if not watched or any(column.detectable is None for column in outputs) or None in influences:
+        return "what that does to the predictions is not known"
+    moved = max(sum(influence for influence in influences if influence is not None), *watched)
+    if moved >= policy.min_influence:
+        return f"the predictions move by {moved:.2f} of their standard deviation"
+    unknown = max((column.unknown for column in inputs), default=0.0)
+    if unknown >= policy.min_effect:
+        return f"{100 * unknown:.1f} % of the rows have values that the reference never had"
+    if result.performance is not None and worsened(result.performance, policy):
+        return "performance is lower, too"
+    return None
 
 
 def _columns(

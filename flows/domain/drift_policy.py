@@ -47,6 +47,11 @@ class DriftPolicy(BaseModel):
     """Accepted probability that one check alerts although nothing changed: all columns and tests together."""
     min_effect: float = Field(default=0.025, ge=0, lt=1)
     """Changes that move less than this share of the rows are no drift, however certain they are."""
+    min_influence: float = Field(default=0.1, ge=0)
+    """Inputs that drift are an alert when they move the mean prediction by so many of its standard
+    deviations, when the predictions drift, when performance falls, or when `min_effect` of the rows hold
+    values that the reference never had. Otherwise they are noticed, without an alert. 0: whatever drifts is
+    an alert. A reference without predictions cannot tell: then, too, whatever drifts is an alert."""
 
     prediction: str | None = None
     """Output that outcomes are compared with; default: the only output, else the first number."""

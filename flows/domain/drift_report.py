@@ -25,6 +25,7 @@ HEADINGS = (
 )
 COLOURS = {
     "stable": "green",
+    "noticed": "cyan",
     "drifted": "yellow",
     "harmed": "red",
     "damaged": "red",

@@ -15,8 +15,11 @@ class Outcome(StrEnum):
     """How a check ended. Its order of precedence is that of this list, from the bottom."""
 
     STABLE = "stable"
+    NOTICED = "noticed"
+    """Data changed, but what the model answers did not: on record and in the report, no alert."""
     DRIFTED = "drifted"
-    """Data changed more than the reference's own windows differ, in several windows running."""
+    """Data changed more than the reference's own windows differ, in several windows running, and it moves the
+    predictions, or whether it does is not known."""
     HARMED = "harmed"
     """Realised performance is worse than the reference explains, or worse than no model."""
     DAMAGED = "damaged"
@@ -31,7 +34,13 @@ class Outcome(StrEnum):
     @property
     def checked(self) -> bool:
         """Whether the check came to a verdict."""
-        return self in (Outcome.STABLE, Outcome.DRIFTED, Outcome.HARMED, Outcome.DAMAGED)
+        return self in (
+            Outcome.STABLE,
+            Outcome.NOTICED,
+            Outcome.DRIFTED,
+            Outcome.HARMED,
+            Outcome.DAMAGED,
+        )
 
 
 class FindingKind(StrEnum):
@@ -90,6 +99,10 @@ class ColumnDrift:
     """It is certain enough, and every one of the newest `persistence` windows shows it."""
     effect: float | None
     """Expected change of the mean prediction by this column's change alone; None when not known."""
+    influence: float | None
+    """`effect` in standard deviations of the prediction; of the prediction itself: how far its mean moved."""
+    unknown: float
+    """Share of the rows with values that the reference never had: nobody knows what they do."""
     nulls: float
     mean: float | None
     reference_mean: float | None

@@ -251,6 +251,8 @@ def judge_performance(
     shown: dict[str, Any] = {"task": whole.task, "rows": whole.rows, "outcomes": whole.outcomes,
                              "unknown_outcomes": unknown}  # fmt: skip
     shown["estimate"] = estimate(profile, whole)
+    if profile is not None and profile.task == whole.task:
+        shown["reference"] = profile.quality
     if whole.outcomes == 0:
         return Performance("no_outcomes", **shown, sentence="no outcomes have arrived for these predictions")
     if whole.outcomes < policy.min_outcomes:
@@ -264,7 +266,7 @@ def judge_performance(
     limit = None
     if profile is not None and profile.task == whole.task and len(profile.qualities) >= LEAST_WINDOWS:
         limit = _limit(profile, whole, len(tallies), policy, level)
-        shown.update(reference=profile.quality, limit=limit)
+        shown.update(limit=limit)
     harmful = False
     if whole.task == "binary":
         loss, base, difference_error = whole.loss()
@@ -280,6 +282,23 @@ def judge_performance(
     name = {"binary": "AUC", "label": "share of right answers", "number": "mean absolute error"}[whole.task]
     sentence = f"{name} {quality:.4g} (reference {profile.quality:.4g}, limit {limit:.4g})"
     return Performance("degraded" if degraded else "good", **shown, sentence=sentence)
+
+
+def worsened(performance: Performance, policy: DriftPolicy) -> bool:
+    """Whether performance, realised or else estimated, is below the reference by more than `max_loss`.
+
+    Weaker than `degraded`, which allows for the reference's own ups and downs: no proof by itself, but enough
+    to make drifted inputs matter.
+    """
+    reference, quality = performance.reference, performance.quality
+    if reference is None:
+        return False
+    if quality is None or performance.high is None:
+        return performance.estimate is not None and performance.estimate < reference - policy.max_loss
+    doubt = HARM_CONFIDENCE / 1.96 * (performance.high - quality)
+    if performance.task == "number":
+        return quality - reference > max(policy.max_loss * reference, doubt)
+    return reference - quality > max(policy.max_loss, doubt)
 
 
 def _limit(

@@ -123,6 +123,14 @@ class Profile(Stored):
     def in_time(self) -> bool:
         return self.anchor is not None
 
+    @cached_property
+    def prediction_sd(self) -> float | None:
+        """Standard deviation of the reference's predictions; None when there are none, or no numbers."""
+        for column in self.columns:
+            if column.name == self.prediction and column.kind == "numeric" and column.sd > 0:
+                return column.sd
+        return None
+
     def to_json(self) -> str:
         return self.model_dump_json(exclude_defaults=True) + "\n"
 

@@ -22,7 +22,8 @@ SIGNATURE = Signature(
     inputs=(*(Column(name=name, type="number") for name in NUMBERS), Column(name="colour", type="string")),
     outputs=(Column(name="score", type="number"),),
 )
-POLICY = DriftPolicy()
+POLICY = DriftPolicy(min_influence=0)
+"""These tests are about what is found; which of it is an alert is a question of its own, further below."""
 DAY = 86400.0
 COLOURS = ["red", "green", "blue", "grey"]
 SHARES = [0.5, 0.3, 0.15, 0.05]
@@ -62,6 +63,10 @@ def wandering_profile() -> Profile:
 
 def drifted(result: DriftResult) -> set[str]:
     return {column.column for column in result.columns if column.drifted}
+
+
+def verdict(live: pd.DataFrame, **changes: object) -> DriftResult:
+    return check(profile(), live, DriftPolicy(**changes))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("count", [200, 1000])
@@ -171,6 +176,61 @@ def test_certain_but_tiny_changes_are_no_drift() -> None:
 
     assert column.p < 0.001
     assert not column.drifted
+
+
+def test_drift_that_the_predictions_do_not_follow_is_noticed_without_an_alert() -> None:
+    """x4 has no part in the score, and x0 and x1 have none either, alone or together."""
+    for live in (shift(rows(2000, 7)), rows(2000, 8).assign(x1=lambda frame: -frame["x1"])):
+        result = verdict(live)
+
+        assert result.outcome is Outcome.NOTICED
+        assert not result.alerts
+        assert result.to_dict()["alerts"] is False
+        assert result.scores()
+        assert "the predictions do not follow" in result.sentence
+
+
+@pytest.mark.parametrize(
+    ("live", "why"),
+    [
+        (lambda: rows(2000, 7).assign(x2=lambda f: f["x2"] + 0.3), "columns drifted"),
+        (lambda: rows(2000, 7).assign(x2=lambda f: f["x2"] + 0.3, **{"prediction.score": rows(2000, 6)[
+            "prediction.score"]}), "of their standard deviation"),
+        (lambda: garbage(rows(2000, 7)), "4.0 % of the rows have values that the reference never had"),
+        (lambda: newcomer(rows(2000, 7)), "5.0 % of the rows have values that the reference never had"),
+        (lambda: shift(rows(2000, 7)).drop(columns="prediction.score"), "is not known"),
+    ],
+)  # fmt: skip
+def test_drift_that_matters_or_may_matter_is_an_alert(live: Callable[[], pd.DataFrame], why: str) -> None:
+    result = verdict(live())
+
+    assert result.outcome is Outcome.DRIFTED
+    assert why in result.sentence
+
+
+def test_without_predictions_in_the_reference_all_drift_is_an_alert() -> None:
+    bare = make_profile(
+        rows(8000, 1).drop(columns="prediction.score"), SIGNATURE, DriftPolicy(), model="paint"
+    )
+    result = check(bare, shift(rows(2000, 7)), DriftPolicy())
+    assert (result.outcome, drifted(result)) == (Outcome.DRIFTED, {"x4"})
+    assert "is not known" in result.sentence
+
+
+def test_drift_with_lower_performance_is_an_alert_before_performance_alone_is() -> None:
+    def judged(count: int, seed: int, skill: float) -> pd.DataFrame:
+        frame = rows(count, seed)
+        score = frame["prediction.score"]
+        chance = np.random.default_rng(seed).random(count)
+        return frame.assign(**{"@outcome": (chance < 0.5 + skill * (score - 0.5)).astype(float)})
+
+    made = make_profile(judged(8000, 1, 1.0), SIGNATURE, POLICY, model="paint")
+    live = judged(2000, 3, 0.945)
+    alone, both = (check(made, frame, DriftPolicy()) for frame in (live, shift(live)))
+
+    assert alone.outcome is Outcome.STABLE
+    assert both.outcome is Outcome.DRIFTED
+    assert "performance is lower, too" in both.sentence
 
 
 def test_drifted_columns_are_ranked_by_what_they_do_to_the_prediction() -> None:
