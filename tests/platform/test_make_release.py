@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ import pytest
 from flows.adapters.images import ImageBuilder, ImageRecipe
 from flows.domain.manifests import SERVER_DRAIN_SECONDS, server_environment
 from tests.platform.kubernetes_world import a_spec
-from tests.platform.make_release import MODEL, NAME, make, write_bundle
+from tests.platform.make_release import FILES, MODEL, make, write_bundle
 from tests.platform.real_kubernetes import real_release
 
 CONTAINERFILE = """
@@ -87,15 +88,26 @@ def test_the_image_can_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     containerfile.write_text(CONTAINERFILE)
     constraints.write_text("")
     recipe = ImageRecipe(containerfile, tmp_path / "serving", tmp_path, (), constraints, base="scratch")
-    folder = tmp_path / "made"
-    folder.mkdir()
-    path = make(ImageBuilder(tmp_path / "cache", recipe), folder)
-    with tarfile.open(folder / "image.tar") as archive:
-        manifest = archive.extractfile("manifest.json")
-        assert manifest is not None
-        assert json.load(manifest)[0]["RepoTags"] == [NAME]
-    monkeypatch.setenv("MODELSERVE_TEST_RELEASE", str(path))
-    release = real_release()
-    assert release is not None
-    assert (release.model, release.version, release.image) == (MODEL, 1, NAME)
-    assert len(release.sha256) == 64
+    builder = ImageBuilder(tmp_path / "cache", recipe)
+    trained = tmp_path / "tripling-v4"
+    trained.mkdir()
+    for name, text in FILES.items():
+        (trained / name).write_text(text.replace(MODEL, "tripling"))
+    for folder, bundle, name, version in (
+        (tmp_path / "made", None, MODEL, 1),
+        (tmp_path / "taken", trained, "tripling", 4),
+    ):
+        folder.mkdir()
+        path = make(builder, folder, bundle=bundle)
+        image = f"localhost/modelserve/{name}:{name}-v{version}"
+        with tarfile.open(folder / "image.tar") as archive:
+            manifest = archive.extractfile("manifest.json")
+            assert manifest is not None
+            assert json.load(manifest)[0]["RepoTags"] == [image]
+        monkeypatch.setenv("MODELSERVE_TEST_RELEASE", str(path))
+        release = real_release()
+        assert release is not None
+        assert (release.model, release.version, release.image) == (name, version, image)
+        assert (
+            release.sha256 == hashlib.sha256((folder / "bundle" / "manifest.json").read_bytes()).hexdigest()
+        )

@@ -139,7 +139,7 @@ def test_a_script_is_short_and_takes_no_foreign_text(where: str, step: dict[str,
 def test_every_command_is_one_of_ours() -> None:
     programs = {command[0] for _, command in COMMANDS}
     assert programs <= {
-        *("make", "terraform", "pip", "pipx", "kubectl", ".github/tools/install_istio"),
+        *("make", "terraform", "pip", "pipx", "kubectl", "kind", ".github/tools/install_istio"),
         *(".venv/bin/python", ".venv/bin/modelserve", ".venv/bin/prefect", "python"),
     }
 
