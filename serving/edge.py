@@ -84,7 +84,9 @@ class Edge:
             if status >= 500 or self._log_all:
                 self._log(call, status, seconds)
             if service.tracer is not None:
-                service.tracer.finished(call, route_label(path), status, seconds)
+                trace = service.tracer.finished(call, route_label(path), status, seconds)
+                if trace is not None:
+                    telemetry.traced(route_label(path), seconds, trace, time.time())
         if call.after is not None:
             call.after()
 

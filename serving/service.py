@@ -31,7 +31,7 @@ from serving.rows import Payload, Result, joined_payload
 from serving.samples import OutcomeWriter, Sampler
 from serving.settings import Settings
 from serving.shadow import Shadow
-from serving.telemetry import CONTENT_TYPE, Telemetry
+from serving.telemetry import Telemetry
 from serving.tracing import Tracer
 
 logger = logging.getLogger("serving")
@@ -302,9 +302,10 @@ class Service:
             raise Unavailable(reason, reason="stuck")
         return Answer(200, b"ready\n", TEXT)
 
-    async def metrics(self, _: Call) -> Answer:
-        """GET /metrics in Prometheus' text format."""
-        return Answer(200, self.telemetry.render(), CONTENT_TYPE)
+    async def metrics(self, call: Call) -> Answer:
+        """GET /metrics in Prometheus' text format, or as OpenMetrics with the traces of slow requests."""
+        content, content_type = self.telemetry.render(call.headers.get(b"accept", b""))
+        return Answer(200, content, content_type)
 
     def _stuck(self) -> str | None:
         if self.state is State.FAILED:

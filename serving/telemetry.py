@@ -16,10 +16,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.openmetrics import exposition as openmetrics
+from prometheus_client.samples import Exemplar
 
 from serving.rows import Array
 
 CONTENT_TYPE = b"text/plain; version=1.0.0; charset=utf-8"
+OPENMETRICS = b"application/openmetrics-text"
+OPENMETRICS_CONTENT_TYPE = OPENMETRICS + b"; version=1.0.0; charset=utf-8"
 _DRAIN_SECONDS = 0.25
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -35,6 +39,11 @@ class BulkHistogram(Histogram):
         self._sum.inc(float(array.sum()))
         for bucket in np.flatnonzero(counts):
             self._buckets[bucket].inc(int(counts[bucket]))
+
+    def exemplify(self, seconds: float, trace: str, at: float) -> None:
+        """Name a trace that took `seconds`, beside the bucket that it was counted in."""
+        bucket = self._buckets[int(np.searchsorted(self._upper_bounds, seconds))]
+        bucket.set_exemplar(Exemplar({"trace_id": trace}, seconds, at))
 
 
 class Telemetry:
@@ -125,6 +134,8 @@ class Telemetry:
         )
         self._labels: tuple[str, str] | None = None
         self._durations: defaultdict[tuple[str, int], list[float]] = defaultdict(list)
+        self._traces: dict[tuple[str, float], tuple[str, float, float]] = {}
+        self._traced = False
         self._waits: list[float] = []
         self._batches: list[tuple[int, float | None]] = []
         self._counts: defaultdict[tuple[str, tuple[str, ...]], int] = defaultdict(int)
@@ -157,6 +168,11 @@ class Telemetry:
         self._durations[route, code].append(seconds)
         if not self._armed:
             self._arm()
+
+    def traced(self, route: str, seconds: float, trace: str, at: float) -> None:
+        """A recorded trace of a request: the newest of a bucket is its exemplar. `at`: Unix time."""
+        bound = next((bound for bound in _SECONDS if seconds <= bound), float("inf"))
+        self._traces[route, bound] = (trace, seconds, at)
 
     def batch(self, rows: int, seconds: float | None, waits: list[float]) -> None:
         self._batches.append((rows, seconds))
@@ -198,6 +214,10 @@ class Telemetry:
         for (route, code), seconds in durations.items():
             self._requests.labels(*identity, route, str(code)).inc(len(seconds))
             self._request_seconds.labels(*identity, route).observe_many(seconds)
+        traces, self._traces = self._traces, {}
+        for (route, _), (trace, seconds_taken, at) in traces.items():
+            self._traced = True
+            self._request_seconds.labels(*identity, route).exemplify(seconds_taken, trace, at)
         waits, self._waits = self._waits, []
         if waits:
             self._queue_seconds.labels(*identity).observe_many(waits)
@@ -218,14 +238,21 @@ class Telemetry:
         for name, value in self._sources.items():
             self._gauges[name].labels(*identity).set(value())
 
-    def render(self) -> bytes:
-        """The text of /metrics, over all workers when there are several."""
+    def render(self, accept: bytes = b"") -> tuple[bytes, bytes]:
+        """The content of /metrics, over all workers when there are several, and its type.
+
+        OpenMetrics, which alone can carry exemplars, when there are traces and the scraper takes it. Workers
+        share their values in files that have no room for exemplars: there are none with several.
+        """
         self.drain()
-        registry = self._registry
         if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
             registry = CollectorRegistry()
             MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-        return generate_latest(registry)
+            return generate_latest(registry), CONTENT_TYPE
+        if self._traced and OPENMETRICS in accept:
+            text: bytes = openmetrics.generate_latest(self._registry)  # type: ignore[no-untyped-call]
+            return text, OPENMETRICS_CONTENT_TYPE
+        return generate_latest(self._registry), CONTENT_TYPE
 
 
 def bin_edges(minimum: float | None, maximum: float | None, bins: Sequence[float]) -> list[float]:

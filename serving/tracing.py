@@ -37,8 +37,8 @@ class Tracer:
         self._propagator: Any = TraceContextTextMapPropagator()
         self._kind = SpanKind.SERVER
 
-    def finished(self, call: Call, route: str, status: int, seconds: float) -> None:
-        """Record the span of a request that has just been answered."""
+    def finished(self, call: Call, route: str, status: int, seconds: float) -> str | None:
+        """Record the span of a request that has just been answered; its trace's id when that is kept."""
         end = time.time_ns()
         carrier = {
             name: call.headers[name.encode()].decode("latin-1")
@@ -58,6 +58,8 @@ class Tracer:
             },
         )
         span.end(end)
+        context = span.get_span_context()
+        return f"{context.trace_id:032x}" if context.trace_flags.sampled else None
 
     def close(self) -> None:
         self._provider.shutdown()
