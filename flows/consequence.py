@@ -7,6 +7,7 @@ import logging
 from flows.domain.drift_policy import Consequence, DriftPolicy
 from flows.domain.errors import ModelServeError
 from flows.domain.findings import DriftResult
+from flows.domain.release import parse_release_name
 from flows.rollback import roll_back
 from flows.wiring import ControlPlane
 
@@ -67,10 +68,17 @@ def _retrain(
 def _roll_back(
     plane: ControlPlane, result: DriftResult, reason: str, _policy: DriftPolicy, _chosen: Consequence
 ) -> str:
+    assert result.release is not None  # a check that found something has checked a release
     if not plane.registry.cool_down(result.model, plane.settings.cooldown_seconds):
         return "not rolled back: that happened a moment ago; a person must look"
     try:
-        return roll_back(plane, result.model, reason).sentence
+        # The release that was checked, and no newer one: a canary that replaces it is not to blame.
+        version = parse_release_name(result.release)[1]
+        restored = roll_back(plane, result.model, reason, leaving=version)
     except BaseException:
         plane.registry.end_cool_down(result.model)
         raise
+    if restored.retreat is None:
+        plane.registry.end_cool_down(result.model)
+        return f"not rolled back: {result.release} is not the newest release in service"
+    return restored.sentence

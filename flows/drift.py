@@ -40,13 +40,18 @@ class DriftFailed(ModelServeError):
 
 
 def check_models(
-    plane: ControlPlane, models: Sequence[str], limit: int = LIMIT, draw: Drawing = "alerts"
+    plane: ControlPlane,
+    models: Sequence[str],
+    limit: int = LIMIT,
+    draw: Drawing = "alerts",
+    since: float | None = None,
+    until: float | None = None,
 ) -> list[DriftResult]:
     """Check many models, at most `limit` at a time; one model's trouble never keeps another waiting."""
 
     def one(model: str) -> DriftResult:
         try:
-            return check_model(plane, model, draw=draw)
+            return check_model(plane, model, since, until, draw=draw)
         except ModelServeError as error:  # unknown by now, or the registry is gone
             return DriftResult(model, None, Outcome.FAILED, str(error))
 
@@ -60,10 +65,15 @@ def check_models(
 def check_by_hand(
     plane: ControlPlane, models: Sequence[str] | None, since: str | None, until: str | None
 ) -> list[DriftResult]:
-    """`modelserve drift`: the models named, or those that are due. Raises SpecInvalid for a bad time."""
+    """`modelserve drift`: the models named, or those that are due. Raises SpecInvalid for a bad time.
+
+    Also what the CronJob runs: a model whose check cannot even begin is a failed result beside the others'.
+    """
     now = datetime.now(UTC)
     begin, end = moment(since, now), moment(until, now)
-    return [check_model(plane, model, begin, end) for model in models or due_models(plane, now)]
+    wanted = models or due_models(plane, now)
+    draw: Drawing = "always" if len(wanted) == 1 else "alerts"
+    return check_models(plane, wanted, draw=draw, since=begin, until=end)
 
 
 def due_models(plane: ControlPlane, now: datetime) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from flows.domain.promotion import Promotion, State
 from flows.domain.release import Phase, Release
 from flows.settings import Settings
 from flows.wiring import ControlPlane
+from tests.flows.drift_world import World, run_redis
 
 SPEC = """
 name: flights
@@ -108,3 +110,15 @@ class Story:
 @pytest.fixture
 def story(plane: ControlPlane) -> Story:
     return Story(plane)
+
+
+@pytest.fixture(scope="module")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    yield from run_redis(tmp_path_factory.mktemp("redis"))
+
+
+@pytest.fixture
+def world(plane: ControlPlane, tmp_path: Path, redis_url: str) -> Iterator[World]:
+    world = World(plane, tmp_path / "bundles", redis_url)
+    yield world
+    world.client.close()

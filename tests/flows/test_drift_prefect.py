@@ -1,0 +1,214 @@
+"""Drift under a real Prefect server (runs, artifacts, training), and without one, as the CronJob runs it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prefect import Flow
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
+from prefect.client.schemas.sorting import ArtifactSort
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+from prefect.testing.utilities import prefect_test_harness
+from prefect.utilities.importtools import import_object
+
+from flows import drift
+from flows.archive import ARCHIVE
+from flows.domain.findings import Outcome
+from flows.domain.promotion import State
+from flows.domain.release import Phase, Release
+from flows.domain.spec import parse_spec
+from flows.drift_check import check_model
+from tests.flows.drift_world import World, rows
+
+ROOT = Path(__file__).parents[2]
+SHIFT = 3.0
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[None]:
+    with (
+        prefect_test_harness(server_startup_timeout=120),
+        temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
+    ):
+        yield
+
+
+@pytest.fixture
+def client(request: pytest.FixtureRequest) -> Iterator[SyncPrefectClient]:
+    request.getfixturevalue("server")
+    with get_client(sync_client=True) as client:
+        yield client
+
+
+@pytest.fixture
+def flows_see(world: World, monkeypatch: pytest.MonkeyPatch) -> World:
+    """The flows work with this test's registry, Redis and artifact store."""
+    monkeypatch.setattr(drift, "control_plane", lambda: world.plane)
+    return world
+
+
+def artifact(client: SyncPrefectClient, key: str) -> str:
+    chosen = ArtifactFilter(key=ArtifactFilterKey(any_=[key]))
+    found = client.read_artifacts(artifact_filter=chosen, sort=ArtifactSort.CREATED_DESC, limit=1)
+    assert found, f"no artifact {key}"
+    return str(found[0].data)
+
+
+def deployment(name: str) -> dict[str, Any]:
+    content = yaml.safe_load((ROOT / "prefect.yaml").read_text())
+    return next(dict(one) for one in content["deployments"] if one["name"] == name)
+
+
+def deployed(name: str) -> Flow[Any, Any]:
+    """The flow that prefect.yaml names."""
+    found = import_object(deployment(name)["entrypoint"])
+    assert isinstance(found, Flow)
+    assert found.name == name
+    return found
+
+
+def test_a_run_shows_its_verdict_and_its_report(flows_see: World, client: SyncPrefectClient) -> None:
+    flows_see.serve()
+    flows_see.send(rows(1200, 2, shift=SHIFT))
+
+    said = deployed("drift")(model="paint")
+
+    assert said.startswith("drifted: 2 of 3 columns drifted: width")
+    page = artifact(client, "drift-paint")
+    assert "# paint: drifted" in page
+    assert "| `width` | **yes** |" in page
+    assert any(bar in page for bar in "▃▄▅▆▇█"), "small plots of the distance over the windows"
+    link = artifact(client, "drift-report-paint")
+    report = link[link.index("file://") + len("file://") :].split(")")[0]
+    assert "<svg" in Path(report).read_text()
+
+
+@pytest.mark.usefixtures("server")
+def test_a_check_that_cannot_be_finished_fails_its_run(
+    flows_see: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flows_see.serve()
+    monkeypatch.setattr("flows.drift_check.read_reference", lambda *_: {}["no reference"])
+
+    state = deployed("drift")(model="paint", return_state=True)
+
+    assert state.is_failed()
+    assert "paint: 'no reference'" in str(state.message)
+    assert flows_see.plane.registry.drift_checks("paint")[0][1] == "failed"
+
+
+def test_the_frequent_run_checks_what_is_due_and_only_that(
+    flows_see: World, client: SyncPrefectClient
+) -> None:
+    assert deployment("drift-due")["schedules"][0]["interval"] <= 900
+    flows_see.serve()
+    flows_see.serve("glass")
+    flows_see.send(rows(600, 2, shift=SHIFT))
+    flows_see.send(rows(600, 3), model="glass")
+
+    first, second = deployed("drift-due")(), deployed("drift-due")()
+
+    assert [line.split(":")[:2] for line in first] == [["glass", " stable"], ["paint", " drifted"]]
+    assert second == []
+    shown = artifact(client, "drift")
+    assert "glass" in shown
+    assert "drifted" in artifact(client, "drift-paint")
+
+
+def test_drift_starts_the_training_flow_once(world: World, client: SyncPrefectClient) -> None:
+    flow = client.create_flow_from_name("train")
+    training = client.create_deployment(flow_id=flow, name="paint", enforce_parameter_schema=False)
+    world.serve(consequence="retrain")
+    world.send(rows(1200, 2, shift=SHIFT))
+
+    said = [check_model(world.plane, "paint", draw="never").consequence for _ in range(2)]
+
+    assert all(str(one).startswith("training 'train/paint' was started") for one in said)
+    (run,) = [one for one in client.read_flow_runs() if one.deployment_id == training]
+    assert run.parameters["model"] == "paint"
+    assert "2 of 3 columns drifted" in run.parameters["reason"]
+    assert world.plane.registry.standing("paint").frozen is None
+
+
+def test_drift_rolls_back_the_release_that_was_checked(world: World) -> None:
+    world.serve()
+    world.serve(version=2, consequence="rollback")
+    world.send(rows(1200, 2, shift=SHIFT), version=2)
+
+    result = check_model(world.plane, "paint", draw="never")
+
+    assert result.consequence is not None
+    assert result.consequence.startswith("paint v2 was taken out (drift check of paint-v2: drifted")
+    phases = {release.version: release.phase for release in world.plane.registry.standing("paint").releases}
+    assert phases[1] is Phase.STABLE
+    assert world.plane.platform.routes("paint").weights == {"paint-v1": 100}
+
+
+def test_a_second_rollback_waits_for_a_person(world: World) -> None:
+    for version in (1, 2, 3):
+        world.serve(version=version, consequence="rollback")
+        world.send(rows(1200, 2, shift=SHIFT), version=version)
+
+    first, second = (check_model(world.plane, "paint", draw="never") for _ in range(2))
+
+    assert "paint v3 was taken out" in str(first.consequence)
+    assert second.release == "paint-v2"
+    assert second.consequence == "not rolled back: that happened a moment ago; a person must look"
+
+
+def test_drift_of_the_stable_release_does_not_take_its_canary_out(world: World) -> None:
+    world.serve(consequence="rollback")
+    world.send(rows(1200, 2, shift=SHIFT))
+    registry = world.plane.registry
+    stable = registry.release("paint", 1)
+    registry.register(Release("paint", 2, stable.bundle, stable.sha256), registry.spec("paint", 1))
+    promotion = registry.begin("paint", 2, "run-2", 3600, 60)
+    spec = parse_spec(registry.spec("paint", 1), "model.yaml")
+    world.plane.platform.start(registry.release("paint", 2), spec)
+
+    result = check_model(world.plane, "paint", draw="never")
+
+    assert result.consequence == "not rolled back: paint-v1 is not the newest release in service"
+    assert registry.promotion(promotion.id).state is not State.ABORTED
+    assert registry.cool_down("paint", 60), "what was not done does not hold back the next alert"
+
+
+def test_the_cron_job_needs_no_prefect_server(world: World, database_url: str) -> None:
+    """The command of k8s/base/flows/drift.yaml in a process of its own, nothing at Prefect's address."""
+    manifest = yaml.safe_load((ROOT / "k8s" / "base" / "flows" / "drift.yaml").read_text())
+    (container,) = manifest["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    world.serve()
+    world.serve("glass", reference=False)
+    world.send(rows(1200, 2, shift=SHIFT))
+    settings = world.plane.settings
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "COLUMNS": "160",
+        "PREFECT_API_URL": "http://127.0.0.1:1/api",
+        "MODELSERVE_STATE": str(settings.state),
+        "MODELSERVE_REGISTRY_URL": database_url,
+        "MODELSERVE_REDIS_URL": settings.redis_url,
+        "MODELSERVE_ARTIFACTS_URI": world.plane.artifacts.uri,
+    }
+
+    done = subprocess.run(
+        container["command"], env=environment, capture_output=True, text=True, check=False, timeout=300
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert "paint-v1: drifted" in done.stdout
+    assert "glass-v1: no reference" in done.stdout
+    outcomes = {name: world.plane.registry.drift_checks(name)[0][1] for name in ("paint", "glass")}
+    assert outcomes == {"paint": Outcome.DRIFTED, "glass": Outcome.NO_REFERENCE}
+    beats = world.plane.registry.beats()
+    assert drift.DRIFT in beats
+    assert ARCHIVE not in beats, "archiving is a job of its own; the check has only brought in its own rows"
