@@ -17,6 +17,7 @@ from typing import Any
 import orjson
 
 from serving.codec import Codec
+from serving.personal import Personal
 from serving.redis_link import RedisAbsent, RedisLink
 from serving.redis_wire import bulk, packed
 from serving.rows import Payload, Result
@@ -36,10 +37,18 @@ class Sampler:
     """Takes a share of the answered rows, at most so many a second, to the stream `samples:<model>`."""
 
     def __init__(
-        self, link: RedisLink, codec: Codec, spec: SamplesSpec, model: str, version: str, telemetry: Telemetry
+        self,
+        link: RedisLink,
+        codec: Codec,
+        personal: Personal,
+        spec: SamplesSpec,
+        model: str,
+        version: str,
+        telemetry: Telemetry,
     ) -> None:
         self._link = link
         self._codec = codec
+        self._personal = personal
         self._spec = spec
         self._release = f"{model}-v{version}"
         self._stream = f"samples:{model}"
@@ -107,8 +116,8 @@ class Sampler:
                     "request_id": request_id,
                     "row": number,
                     "at": at,
-                    "features": self._codec.features(payload, row),
-                    "prediction": self._codec.prediction(result, row),
+                    "features": self._personal.features(self._codec.features(payload, row)),
+                    "prediction": self._personal.prediction(self._codec.prediction(result, row)),
                 },
                 option=orjson.OPT_SERIALIZE_NUMPY,
                 default=_plain,

@@ -26,6 +26,7 @@ from serving.errors import BadRequest, Invalid, Problem, StartupError, Unavailab
 from serving.exchange import JSON, Answer, BodyReader, Call, check_json_type, decompressed
 from serving.model import LoadedModel, load_model, short
 from serving.monitor import OutputMonitor
+from serving.personal import Personal
 from serving.redis_link import RedisAbsent, RedisLink
 from serving.rows import Payload, Result, joined_payload
 from serving.samples import OutcomeWriter, Sampler
@@ -135,8 +136,17 @@ class Service:
             self.link = RedisLink(settings.redis_url)
             self._outcomes = OutcomeWriter(self.link, spec.serving.samples, spec.name)
             if spec.serving.samples.share > 0:
+                secret = settings.personal_key
+                key = secret.get_secret_value().encode() if secret is not None else None
+                personal = Personal(spec.signature, key)
                 self._sampler = Sampler(
-                    self.link, loaded.codec, spec.serving.samples, spec.name, settings.version, telemetry
+                    self.link,
+                    loaded.codec,
+                    personal,
+                    spec.serving.samples,
+                    spec.name,
+                    settings.version,
+                    telemetry,
                 )
             if spec.serving.cache.enabled:
                 self._cache = PredictionCache(self.link, loaded, settings.version, telemetry)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 
@@ -26,6 +26,8 @@ class Settings(BaseSettings):
     """Processes that answer; more than one share the port and one /metrics."""
     redis_url: str | None = None
     """Cache, drift samples and rate limits; without it the three are off."""
+    personal_key: SecretStr | None = Field(default=None, min_length=16)
+    """Secret with which personal columns marked `hash` are hashed in samples; without it they are dropped."""
     database_url: str | None = None
     """PostgreSQL with the state of /batch-predict jobs; without it jobs are refused."""
     jobs_uri: str | None = None

@@ -45,6 +45,8 @@ class Column(Section):
     minimum: float | None = None
     maximum: float | None = None
     description: str = ""
+    personal: Literal["hash", "drop"] | None = None
+    """Personal data: sampled rows leave the server without it, or with a keyed hash in its place."""
 
     @field_validator("shape")
     @classmethod

@@ -23,6 +23,8 @@ OUTCOME = "@outcome"
 TIME = "@time"
 """Unix seconds at which the row happened."""
 RELEASE = "@release"
+PERSONAL = "@personal."
+"""Before the name of a hashed personal column: kept for joining rows, never compared."""
 
 Role = Literal["input", "output"]
 Kind = Literal["numeric", "categorical"]
@@ -40,13 +42,15 @@ class Compared:
 
 
 def compared_columns(signature: Signature, policy: DriftPolicy) -> tuple[Compared, ...]:
-    """The columns of a model that can drift: inputs that are not ignored, then outputs."""
+    """The columns of a model that can drift: inputs that are not ignored, then outputs; none is personal."""
     found: list[Compared] = []
+    left_out = {*policy.ignore, policy.time_column}
     for column in signature.inputs:
-        if column.name not in policy.ignore and column.name != policy.time_column:
+        if column.name not in left_out and column.personal is None:
             found += _parts(column, column.name, "input", policy)
     for column in signature.outputs:
-        found += _parts(column, PREDICTION + column.name, "output", policy)
+        if column.personal is None:
+            found += _parts(column, PREDICTION + column.name, "output", policy)
     return tuple(found)
 
 
@@ -121,7 +125,7 @@ def to_seconds(column: pd.Series[Any]) -> Floats:
 
 def prediction_column(signature: Signature, policy: DriftPolicy) -> str | None:
     """The output that outcomes are compared with; None when no scalar output is there."""
-    scalars = [column for column in signature.outputs if not column.shape]
+    scalars = [column for column in signature.outputs if not column.shape and column.personal is None]
     for column in scalars:
         if column.name == policy.prediction:
             return PREDICTION + column.name

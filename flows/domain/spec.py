@@ -32,6 +32,9 @@ class Column(Section):
     minimum: float | None = None
     maximum: float | None = None
     description: str = ""
+    personal: Literal["hash", "drop"] | None = None
+    """Personal data: the server hashes or drops it before a row is sampled. Never compared, never in a
+    reference."""
 
 
 class Signature(Section):

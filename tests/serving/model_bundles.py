@@ -6,6 +6,7 @@ import textwrap
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -90,7 +91,7 @@ def affine(folder: Path, *, form: str = "state_dict", **serving: object) -> Path
     )
 
 
-PEOPLE_SIGNATURE = {
+PEOPLE_SIGNATURE: dict[str, Any] = {
     "inputs": [
         {"name": "age", "type": "integer", "minimum": 0, "maximum": 150},
         {"name": "height", "type": "number", "nullable": True},
@@ -131,12 +132,12 @@ def predict(model, rows):
 """
 
 
-def people(folder: Path, **serving: object) -> Path:
+def people(folder: Path, signature: dict[str, Any] | None = None, **serving: object) -> Path:
     """A handler over scalar columns that misbehaves when a row's name asks for it."""
     return write_bundle(
         folder,
         name="people",
-        signature=PEOPLE_SIGNATURE,
+        signature=signature or PEOPLE_SIGNATURE,
         serving={"runtime": {"kind": "handler"}, **serving},
         files={"handler.py": PEOPLE_HANDLER},
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import socket
 import subprocess
 import time
@@ -14,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 import redis
-from model_bundles import affine, people, person
+from model_bundles import PEOPLE_SIGNATURE, affine, people, person
 from server_runs import free_port, threaded
 
 PATIENT = {"enabled": True, "timeout_seconds": 1.0}
@@ -195,6 +197,35 @@ def test_answered_rows_become_samples_and_outcomes_join_them(
         [(_, fields)] = database.xrange("outcomes:people")
         outcome = json.loads(fields[b"data"])
         assert (outcome["request_id"], outcome["row"], outcome["outcome"]) == ("first", 1, 1)
+
+
+@pytest.mark.parametrize("key", [None, "a secret that nobody else has"])
+def test_personal_data_never_leaves_the_server_as_it_is(
+    tmp_path: Path, redis_server: str, database: Any, key: str | None
+) -> None:
+    marks = {"name": "hash", "height": "drop"}
+    inputs = [
+        {**column, **({"personal": marks[column["name"]]} if column["name"] in marks else {})}
+        for column in PEOPLE_SIGNATURE["inputs"]
+    ]
+    outputs = [PEOPLE_SIGNATURE["outputs"][0], {**PEOPLE_SIGNATURE["outputs"][1], "personal": "drop"}]
+    bundle = people(tmp_path, signature={"inputs": inputs, "outputs": outputs})
+    options = {} if key is None else {"personal_key": key}
+    with threaded(bundle, redis_url=redis_server, **options) as server, server.client() as client:
+        answer = ask(client, person("Ada", height=1.71), person("Bob"), person("Ada"))
+        assert answer.json()["predictions"][0]["label"] == "member", "the client gets all of it"
+        assert eventually(lambda: database.xlen("samples:people") == 3)
+    raw = [fields[b"data"] for _, fields in database.xrange("samples:people")]
+    assert not any(text in entry for entry in raw for text in (b"Ada", b"Bob", b"1.71", b"height", b"label"))
+    features = [json.loads(entry)["features"] for entry in raw]
+    assert all(row["age"] == 30 for row in features)
+    if key is None:
+        assert not any("name" in row for row in features), "a hash without a key can be guessed"
+        return
+    first, second, third = (row["name"] for row in features)
+    assert first == third != second
+    assert re.fullmatch("[0-9a-f]{32}", first)
+    assert hashlib.sha256(b"Ada").hexdigest()[:32] != first
 
 
 def test_samples_are_bounded_and_counted(tmp_path: Path, redis_server: str, database: Any) -> None:

@@ -23,7 +23,7 @@ import redis
 from flows.adapters.samples.store import SampleStore, day_of
 from flows.domain.drift_policy import DriftPolicy
 from flows.domain.errors import DependencyDown
-from flows.domain.frames import PREDICTION, RELEASE, TIME, to_seconds
+from flows.domain.frames import PERSONAL, PREDICTION, RELEASE, TIME, to_seconds
 from flows.domain.spec import Column, Signature
 
 GROUP = "archive"
@@ -221,6 +221,10 @@ def sample_schema(signature: Signature) -> pa.Schema:
     ]
     for prefix, columns in (("", signature.inputs), (PREDICTION, signature.outputs)):
         for column in columns:
+            if column.personal is not None:
+                if column.personal == "hash":
+                    fields.append((PERSONAL + prefix + column.name, pa.string()))
+                continue
             kind = pa.list_(pa.float64()) if column.shape else ARROW[column.type]
             fields.append((prefix + column.name, kind))
     return pa.schema(fields)
@@ -247,6 +251,10 @@ def sample_row(data: Any, signature: Signature, policy: DriftPolicy) -> Row:
         known = {column.name for column in columns}
         for column in columns:
             name = prefix + column.name
+            if column.personal is not None:
+                if column.personal == "hash" and isinstance(values.get(column.name), str):
+                    row[PERSONAL + name] = values[column.name]
+                continue
             if column.name not in values:
                 unfit["missing"].append(name)
                 continue

@@ -206,7 +206,9 @@ def parquet_frames(
     try:
         source = pyarrow.dataset.dataset(uri, format="parquet")
         names = set(source.schema.names)
-        wanted = [column.name for column in signature.inputs if column.name in names]
+        wanted = [
+            column.name for column in signature.inputs if column.name in names and column.personal is None
+        ]
         wanted += [name for name in (TIME, *columns) if name in names and name not in wanted]
         # File by file: a dataset's own scanner reads ahead, and its memory grows with the size of the files.
         for fragment in source.get_fragments():
