@@ -78,6 +78,10 @@ class Settings(BaseSettings):
     image_repository: str = ""
     """Where published images of releases are (`HOST/NAME`, without a tag). A promotion on a cluster takes the
     image that was built, scanned and pushed there, by digest. Empty: the promotion builds one itself."""
+    image_extras: tuple[str, ...] = ()
+    """Extras of this project that images of releases get as well: `["onnx"]`, `["tracing"]`."""
+    otlp_endpoint: str = ""
+    """OTLP/HTTP collector (`http://HOST:4318`) for traces of the local gateway and servers. Empty: none."""
     python: str = sys.executable
     """The interpreter that runs supervised Python programs."""
     work_pool: str = "local"
@@ -193,6 +197,8 @@ class Settings(BaseSettings):
             if isinstance(value, dict):
                 for part, port in value.items():
                     variables[f"{PREFIX}{name.upper()}__{part.upper()}"] = json.dumps(port)
+            elif isinstance(value, list):
+                variables[PREFIX + name.upper()] = json.dumps(value)
             elif value is not None:
                 variables[PREFIX + name.upper()] = str(value)
         return variables

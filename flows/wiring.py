@@ -86,7 +86,8 @@ def platform(settings: Settings) -> Platform:
 def image_builder(settings: Settings) -> ImageBuilder:
     from flows.adapters.images import ImageBuilder, ImageRecipe
 
-    return ImageBuilder(settings.image_storage, ImageRecipe.of_project(settings.repository))
+    recipe = ImageRecipe.of_project(settings.repository, extras=settings.image_extras)
+    return ImageBuilder(settings.image_storage, recipe)
 
 
 def release_registry(settings: Settings) -> Registry:

@@ -123,6 +123,7 @@ CLUSTER_ENVIRONMENT = {
     "SERVING_REDIS_URL": ("secretKeyRef", "modelserve-server", "redis-url"),
     "SERVING_DATABASE_URL": ("secretKeyRef", "modelserve-server", "database-url"),
     "SERVING_JOBS_URI": ("configMapKeyRef", "modelserve-cluster", "SERVING_JOBS_URI"),
+    "SERVING_OTLP_ENDPOINT": ("configMapKeyRef", "modelserve-tracing", "otlp-endpoint"),
 }
 """Settings that every server takes from the namespace, where they are set once. All are optional."""
 

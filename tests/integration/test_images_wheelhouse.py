@@ -41,9 +41,16 @@ def test_the_dependencies_are_the_servers_and_not_the_control_planes() -> None:
 
 
 def test_the_flows_need_the_servers_dependencies_but_no_model_framework() -> None:
-    names = dependencies_of(ROOT / "pyproject.toml", extra="flows", without=("torch",))
+    names = dependencies_of(ROOT / "pyproject.toml", ("flows",), without=("torch",))
     assert {"prefect", "lightkube", "fsspec", "sqlalchemy<2.1"} <= set(names)
     assert "torch" not in names
+
+
+def test_an_extra_is_added_by_name() -> None:
+    names = dependencies_of(ROOT / "pyproject.toml", ("tracing",))
+    assert {"torch", "opentelemetry-sdk"} <= set(names)
+    with pytest.raises(ImageFailed, match=r"no extra 'tracking'; it has .*tracing"):
+        dependencies_of(ROOT / "pyproject.toml", ("tracking",))
 
 
 def test_what_only_an_older_interpreter_needs_is_found(tmp_path: Path) -> None:

@@ -10,11 +10,13 @@ from typing import Any
 
 import pytest
 
-from tests.manifests.validate import OVERLAYS, ROOT, built, problems_of
+from flows.domain.manifests import CLUSTER_ENVIRONMENT
+from tests.manifests.validate import OVERLAYS, ROOT, built, problems_of, with_component
 from tests.manifests.variants import rendered
 
 Thing = dict[str, Any]
 RENDERED = rendered()
+ISTIOD = ROOT / "infra" / "addons" / "values" / "istiod.yaml.tftpl"
 
 
 @pytest.fixture(scope="module", params=OVERLAYS)
@@ -211,3 +213,17 @@ def test_outcomes_go_where_the_rules_do_not_count() -> None:
                 asked = target.get("headers", {}).get("request", {}).get("set", {}).get("Host")
                 host = asked or target["destination"]["host"]
                 assert host == "flights-v1-aside.modelserve.svc.cluster.local"
+
+
+def test_tracing_is_off_until_its_component_is_named(overlay: list[Thing]) -> None:
+    assert not [thing for thing in overlay if thing["kind"] == "Telemetry"]
+    things = with_component("tracing")
+    assert [problem for thing in things for problem in problems_of(thing)] == []
+    provider = re.search(r"- name: (\w+)\n +opentelemetry:", ISTIOD.read_text())
+    assert provider
+    tracing = [thing["spec"]["tracing"][0] for thing in things if thing["kind"] == "Telemetry"]
+    assert [one["providers"] for one in tracing] == [[{"name": provider[1]}]] * 2
+    (endpoint,) = [thing for thing in things if thing["metadata"]["name"] == "modelserve-tracing"]
+    source, holder, key = CLUSTER_ENVIRONMENT["SERVING_OTLP_ENDPOINT"]
+    assert (source, holder) == ("configMapKeyRef", endpoint["metadata"]["name"])
+    assert endpoint["data"][key].startswith("http://otel-collector.tracing.svc")

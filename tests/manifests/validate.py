@@ -12,6 +12,7 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ ROOT = Path(__file__).resolve().parents[2]
 OVERLAYS = ("staging", "production")
 MODELS = {
     "networking.istio.io/v1": "cloudcoil.models.istio.networking.v1",
+    "telemetry.istio.io/v1": "cloudcoil.models.istio.telemetry.v1",
     "security.istio.io/v1": "cloudcoil.models.istio.security.v1",
     "keda.sh/v1alpha1": "cloudcoil.models.keda.v1alpha1",
     "monitoring.coreos.com/v1": "cloudcoil.models.prometheus_operator.v1",
@@ -161,16 +163,33 @@ def _lost(given: Any, kept: Any, path: str = "") -> Iterator[str]:
 
 def built(overlay: str) -> list[dict[str, Any]]:
     """What `kubectl apply -k k8s/overlays/<overlay>` would send."""
-    command = ["kubectl", "kustomize", str(ROOT / "k8s" / "overlays" / overlay)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return _kustomized(ROOT / "k8s" / "overlays" / overlay)
+
+
+def _kustomized(folder: Path) -> list[dict[str, Any]]:
+    done = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"'{' '.join(command[:2])} {overlay}' failed: {done.stderr.strip()}")
+        raise SystemExit(f"'kubectl kustomize {folder.name}' failed: {done.stderr.strip()}")
     return [thing for thing in yaml.safe_load_all(done.stdout) if thing]
+
+
+OPTIONAL = ("tracing",)
+"""Components that no overlay names; an environment may."""
+
+
+def with_component(name: str) -> list[dict[str, Any]]:
+    """The production overlay with one more component."""
+    with tempfile.TemporaryDirectory(dir=ROOT / "k8s") as folder:
+        text = f"resources: [../overlays/production]\ncomponents: [../components/{name}]\n"
+        (Path(folder) / "kustomization.yaml").write_text(text)
+        return _kustomized(Path(folder))
 
 
 def everything() -> dict[str, list[dict[str, Any]]]:
     """Where a manifest comes from → the manifests."""
-    return {f"overlay {name}": built(name) for name in OVERLAYS} | rendered()
+    found = {f"overlay {name}": built(name) for name in OVERLAYS}
+    found |= {f"component {name}": with_component(name) for name in OPTIONAL}
+    return found | rendered()
 
 
 def main() -> int:

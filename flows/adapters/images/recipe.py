@@ -46,20 +46,20 @@ class ImageRecipe:
             package=root / "flows",
             base_recipe=root / "infra" / "images",
             # Models run in the servers only: the largest dependency by far is not for the flows.
-            dependencies=dependencies_of(root / "pyproject.toml", extra="flows", without=("torch",)),
+            dependencies=dependencies_of(root / "pyproject.toml", ("flows",), without=("torch",)),
             constraints=root / "constraints.txt",
             name="flows",
             beside=((root / "k8s" / "release", "k8s/release"), (root / "prefect.yaml", "prefect.yaml")),
         )
 
     @classmethod
-    def of_project(cls, root: Path, **changes: str) -> ImageRecipe:
-        """The recipe of a checkout of this project at `root`."""
+    def of_project(cls, root: Path, extras: tuple[str, ...] = (), **changes: str) -> ImageRecipe:
+        """The recipe of a checkout of this project at `root`, with the dependencies of some of its extras."""
         return cls(
             containerfile=root / "serving" / "Containerfile",
             package=root / "serving",
             base_recipe=root / "infra" / "images",
-            dependencies=dependencies_of(root / "pyproject.toml"),
+            dependencies=dependencies_of(root / "pyproject.toml", extras),
             constraints=root / "constraints.txt",
             **changes,  # type: ignore[arg-type]
         )

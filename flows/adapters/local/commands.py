@@ -36,6 +36,7 @@ def environment(settings: Settings, release: Release, spec: ModelSpec, record: R
         "SERVING_DATABASE_URL": _with_password(settings.registry_url) if inside else settings.registry_url,
         "SERVING_JOBS_URI": f"{settings.artifacts_uri}/jobs",
         "SERVING_DRAIN_SECONDS": str(DRAIN_SECONDS),
+        **({"SERVING_OTLP_ENDPOINT": settings.otlp_endpoint} if settings.otlp_endpoint else {}),
         "PYTHONUNBUFFERED": "1",
     }
 

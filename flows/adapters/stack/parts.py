@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -118,7 +119,14 @@ def _envoy(settings: Settings) -> Part:
             if not (folder / name).exists():
                 write(folder / name, (TEMPLATES / name).read_text())
         log = settings.logs / "gateway-access.log"
-        text = render("envoy.yaml.j2", ports=settings.ports, folder=str(folder), access_log=str(log))
+        collector = urlsplit(settings.otlp_endpoint) if settings.otlp_endpoint else None
+        text = render(
+            "envoy.yaml.j2",
+            ports=settings.ports,
+            folder=str(folder),
+            access_log=str(log),
+            collector=collector,
+        )
         write(folder / "envoy.yaml", text)
 
     return Part(
@@ -157,6 +165,8 @@ def _prometheus(settings: Settings) -> Part:
             "--storage.tsdb.retention.time=2d",
             f"--web.listen-address={LOOPBACK}:{settings.ports.prometheus}",
             "--web.enable-lifecycle",
+            # From a slow bucket to a trace; there are none unless MODELSERVE_OTLP_ENDPOINT is set.
+            "--enable-feature=exemplar-storage",
             "--log.level=warn",
         ],
         configure=configure,
