@@ -135,9 +135,10 @@ def _train(plane: ControlPlane, folder: Path, console: Console) -> None:
     for version in VERSIONS:
         name = release_name(MODEL, version)
         with console.status(f"registering {name} …"):
-            release = register_release(
-                plane, source, folder / name / "model.pt", version, folder / f"{name}.training.parquet"
-            )
+            # The predictions in it are out of fold: each day was scored by a network that had not seen it.
+            training = folder / f"{name}.training.parquet"
+            model = folder / name / "model.pt"
+            release = register_release(plane, source, model, version, training, holdout=training)
         console.print(f"registered {release.name}, sha256 {release.sha256[:12]}…", markup=False)
 
 

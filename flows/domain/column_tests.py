@@ -116,7 +116,7 @@ def spread(profile: Profile, column: ColumnProfile, asked: Questions, rows: floa
     if profile.in_time:
         used = counts.sum(axis=1) > 0
         if column.cells:
-            cells = np.asarray(profile.window_cells, dtype=np.float64)
+            cells = np.asarray(column.window_cells or profile.window_cells, dtype=np.float64)
             expected = np.stack([asked.means(expected_counts(column, own))[0] for own in cells])
             share = sizes / np.maximum(over, 1)
             deviations = (means - expected) / np.maximum(1 - share, 0.1)

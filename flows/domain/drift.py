@@ -38,6 +38,10 @@ from flows.domain.tally import Tally, WindowTally
 
 COLUMNS_PART, MULTIVARIATE_PART, PERFORMANCE_PART = 0.70, 0.15, 0.15
 MISTYPED_SHARE = 0.01
+LEARNED = (
+    "performance is compared with that on the training rows: too good, if the model has learned them; "
+    "register it with a holdout"
+)
 
 
 def check(
@@ -111,6 +115,8 @@ def conclude(
     level = policy.false_alarms * PERFORMANCE_PART
     performance = _performance(profile, judged, policy, level, unknown_outcomes)
     changes: tuple[ErrorChange, ...] = ()
+    if performance is not None and profile.performance is not None and not profile.performance.held_out:
+        said.append(Finding(FindingKind.REFERENCE, LEARNED))
     if tally.errors:
         largest = profile.performance.largest_error if profile.performance else 1.0
         times = np.concatenate([times for times, _ in tally.errors])

@@ -53,6 +53,8 @@ class PerformanceProfile(BaseModel):
     score_bounds: list[float] = []
     outcome_rates: list[float] = []
     """Share of positive outcomes by score, rising: what a score of the reference really meant."""
+    held_out: bool = False
+    """Whether the model is known not to have learned these rows."""
     largest_error: float = 1.0
     """99 % of the reference's absolute errors are smaller."""
 
@@ -191,7 +193,7 @@ def area_under_curve(by_outcome: Floats) -> tuple[float, float]:
 
 
 def performance_profile(
-    frame: pd.DataFrame, score: str, anchor: float | None, policy: DriftPolicy
+    frame: pd.DataFrame, score: str, anchor: float | None, policy: DriftPolicy, held_out: bool = False
 ) -> PerformanceProfile | None:
     """Performance of the reference frame (columns: the score, `@outcome`, maybe `@time`); None when there are
     too few outcomes to say anything."""
@@ -228,6 +230,7 @@ def performance_profile(
         sampling=variance * whole.outcomes,
         score_bounds=bounds,
         outcome_rates=rates,
+        held_out=held_out,
         largest_error=float(np.nanquantile(np.concatenate(errors), 0.99)) or 1.0,
     )
 

@@ -71,6 +71,8 @@ class ColumnProfile(Stored):
     """Rows by season cell and bin; empty without a season."""
     mean: float = 0.0
     sd: float = 0.0
+    window_cells: list[list[int]] = Field(default_factory=list)
+    """Rows by reference window and season cell, where they are not those of the other columns."""
     effects: list[float] = Field(default_factory=list)
     """What being in a bin adds to the model's prediction, other columns apart; empty when not known."""
 
@@ -160,10 +162,13 @@ def make_profile(
 
     `frame`: one row an example, inputs under their names, in the order in which they happened when there is
     no `time_column`. Predictions (under the outputs' names) and outcomes (in column `outcome`) are optional;
-    they bring prediction drift, the ranking by effect, and performance. A model scores too well on its own
-    training rows, so give `holdout`, a frame with predictions and outcomes that it has not seen.
+    they bring prediction drift, the ranking by effect, and performance.
+    `holdout`: such a frame with predictions that the model made without having learned the rows. A model is
+    surer and better on its own training rows, so then what predictions look like and how good they are is
+    taken from here. It may be `frame` itself when its predictions are out of fold.
 
-    SpecInvalid when the frame is empty, none of the signature's inputs is in it, or its times are no times.
+    SpecInvalid when the frame is empty, none of the signature's inputs is in it, its times are no times, or
+    the holdout has no predictions.
     """
     if frame.empty:
         raise SpecInvalid("the training data has no rows; a reference needs some")
@@ -182,21 +187,29 @@ def make_profile(
     season = season_cells(times, policy.season, policy.timezone) if times is not None else None
     kept = window_of >= 0
     windows = int(window_of.max()) + 1 if kept.any() else 0
+    held_out = ready if holdout is None else _held_out(holdout, wanted, signature, policy, outcome)
     columns, coded = [], {}
     for column in wanted:
-        if column.name in ready:
+        if column.role == "output" and holdout is not None:
+            if column.name in held_out:
+                columns.append(_output(column, held_out, policy))
+        elif column.name in ready:
             made, codes = _column(column, ready, window_of, windows, season, policy)
             columns.append(made)
             coded[column.name] = codes
     if not columns:
         raise SpecInvalid("the training data has none of the columns that the signature names")
     score = prediction_column(signature, policy)
-    if score in coded:
-        _add_effects(columns, coded, ready[score])
-    scored = ready if holdout is None else training_frame(holdout, signature, policy, outcome)
+    if score is not None and score in held_out:
+        if holdout is not None:
+            both = [column for column in columns if column.role == "input" and column.name in held_out]
+            _add_effects(both, {c.name: c.bins.code(held_out[c.name]).codes for c in both}, held_out[score])
+            columns = [next((b for b in both if b.name == c.name), c) for c in columns]
+        else:
+            _add_effects(columns, coded, held_out[score])
     performance = None
-    if score is not None and score in scored and OUTCOME in scored:
-        performance = performance_profile(scored, score, anchor, policy)
+    if score is not None and score in held_out and OUTCOME in held_out:
+        performance = performance_profile(held_out, score, anchor, policy, held_out=holdout is not None)
     inputs = [column for column in columns if column.role == "input"]
     sample = reference_rows(
         {column.name: coded[column.name] for column in inputs},
@@ -221,6 +234,34 @@ def make_profile(
         sample=sample,
         performance=performance,
     )
+
+
+def _held_out(
+    frame: pd.DataFrame,
+    wanted: tuple[Compared, ...],
+    signature: Signature,
+    policy: DriftPolicy,
+    outcome: str,
+) -> pd.DataFrame:
+    """The holdout in the shape in which rows are compared. SpecInvalid when it has no predictions."""
+    ready = expand(training_frame(frame, signature, policy, outcome), wanted)
+    if ready.empty or not any(column.name in ready for column in wanted if column.role == "output"):
+        names = ", ".join(repr(column.name) for column in signature.outputs)
+        raise SpecInvalid(f"the holdout has no predictions; add the model's answers as columns: {names}")
+    if policy.time_column is not None and (TIME not in ready or ready[TIME].isna().all()):
+        raise SpecInvalid(f"the holdout lacks drift.time_column {policy.time_column!r}")
+    return ready
+
+
+def _output(column: Compared, frame: pd.DataFrame, policy: DriftPolicy) -> ColumnProfile:
+    """An output's profile on the holdout, which has windows of its own."""
+    times = frame[TIME].to_numpy() if TIME in frame else None
+    window_of, _, _ = _windows(times, len(frame), policy)
+    season = season_cells(times, policy.season, policy.timezone) if times is not None else None
+    windows = int(window_of.max(initial=-1)) + 1
+    made, _ = _column(column, frame, window_of, windows, season, policy)
+    cells = _cell_counts(window_of, season, windows, policy.season)
+    return made.model_copy(update={"window_cells": cells})
 
 
 def day_start(moment: float, timezone: str) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,9 +11,10 @@ from sklearn.metrics import log_loss, roc_auc_score
 
 from flows.domain.drift import check
 from flows.domain.drift_policy import DriftPolicy
-from flows.domain.findings import DriftResult, Outcome
+from flows.domain.errors import SpecInvalid
+from flows.domain.findings import DriftResult, FindingKind, Outcome
 from flows.domain.online import error_changes
-from flows.domain.profile import Profile, make_profile
+from flows.domain.profile import Profile, make_profile, parse_profile
 from flows.domain.spec import Column, Signature
 
 SIGNATURE = Signature(
@@ -34,6 +37,55 @@ def judged(count: int, seed: int, noise: float = 0.0, known: float = 1.0, skill:
 @pytest.fixture(scope="module")
 def profile() -> Profile:
     return make_profile(judged(8000, 1), SIGNATURE, POLICY, model="flights")
+
+
+def test_a_model_is_measured_on_rows_that_it_has_not_learned() -> None:
+    """It knows its training rows by heart; live it is as good as on the holdout, and nothing has changed."""
+    training, holdout, live = judged(8000, 1), judged(4000, 20), judged(2000, 21)
+    outcome = training["@outcome"]
+    training["prediction.late"] = np.where(outcome == 1, 0.7 + 0.3 * training["prediction.late"], 0.1)
+
+    learned = make_profile(training, SIGNATURE, POLICY, model="flights")
+    apart = make_profile(training, SIGNATURE, POLICY, model="flights", holdout=holdout)
+
+    wrong, right = look(learned, live), look(apart, live)
+    assert wrong.outcome is Outcome.HARMED
+    assert "register it with a holdout" in {f.kind: f.sentence for f in wrong.findings}[FindingKind.REFERENCE]
+    assert right.outcome is Outcome.STABLE, right.sentence
+    assert FindingKind.REFERENCE not in {finding.kind for finding in right.findings}
+    assert apart.performance is not None
+    assert apart.performance.held_out
+    assert apart.performance.quality == pytest.approx(
+        roc_auc_score(holdout["@outcome"], holdout["prediction.late"]), abs=2e-3
+    )
+    assert next(column for column in apart.columns if column.role == "input").effects
+    assert parse_profile(apart.to_json(), "reference.json") == apart
+
+
+@pytest.mark.parametrize("season", ["none", "weekday"])
+def test_a_holdout_has_windows_of_its_own(season: Literal["none", "weekday"]) -> None:
+    policy = DriftPolicy(time_column="t", window="1d", season=season)
+
+    def dated(frame: pd.DataFrame, first_day: int, days: int) -> pd.DataFrame:
+        seconds = np.linspace(first_day, first_day + days, len(frame), endpoint=False) * 86400
+        return frame.assign(t=1_700_006_400 + seconds, **{"@time": 1_700_006_400 + seconds})
+
+    training, holdout = dated(judged(8000, 1), 0, 28), dated(judged(4000, 20), 28, 14)
+    made = make_profile(training, SIGNATURE, policy, model="flights", holdout=holdout)
+    output = made.columns[-1]
+
+    assert (len(made.sizes), len(output.counts)) == (28, 14)
+    assert check(made, dated(judged(2000, 22), 42, 7), policy).outcome is Outcome.STABLE
+    shifted = dated(judged(2000, 23), 42, 7)
+    shifted["prediction.late"] **= 2
+    found = check(made, shifted.drop(columns="@outcome"), policy)
+    assert [column.column for column in found.columns if column.drifted] == ["prediction.late"]
+
+
+@pytest.mark.parametrize("frame", [judged(0, 1), judged(300, 1)[["x", "@outcome"]]])
+def test_a_holdout_without_predictions_is_refused(frame: pd.DataFrame) -> None:
+    with pytest.raises(SpecInvalid, match="holdout has no predictions"):
+        make_profile(judged(8000, 1), SIGNATURE, POLICY, model="flights", holdout=frame)
 
 
 def look(profile: Profile, frame: pd.DataFrame) -> DriftResult:
