@@ -17,6 +17,7 @@ from serving.redis_wire import RedisRefused, RedisWire, opened
 logger = logging.getLogger("serving.redis")
 
 _FIRST_PAUSE = 0.25
+_GRACE_SECONDS = 0.001
 _LONGEST_PAUSE = 15.0
 _CALM_SECONDS = 60.0
 _CONNECT_SECONDS = 2.0
@@ -72,11 +73,20 @@ class RedisLink:
         """As `run`, for one packed command on the hot path's own connection; its reply."""
         if self._open or self._wire is None:
             raise RedisAbsent("the circuit is open")
+        reply = self._wire.send(packed)
+        timer = asyncio.get_running_loop().call_later(seconds, self._late, reply)
         try:
-            async with asyncio.timeout(seconds):
-                return await self._wire.send(packed)
+            return await reply
         except self._errors as error:
             raise self._lost(error) from error
+        finally:
+            timer.cancel()
+
+    def _late(self, reply: asyncio.Future[Any]) -> None:
+        """The patience is over. But if it was this process that was late, the reply lies unread in the socket:
+        timers come before sockets. So the sockets get a turn first."""
+        if not reply.done():
+            asyncio.get_running_loop().call_later(_GRACE_SECONDS, _expire, reply)
 
     async def close(self) -> None:
         if self._search is not None:
@@ -120,3 +130,8 @@ class RedisLink:
             return False
         self._open = False
         return True
+
+
+def _expire(reply: asyncio.Future[Any]) -> None:
+    if not reply.done():
+        reply.set_exception(TimeoutError("no reply in time"))

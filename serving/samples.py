@@ -30,6 +30,7 @@ _FLUSH_SECONDS = 0.25
 _REDIS_SECONDS = 2.0
 _MOST_QUEUED = 2000
 _BURST_SECONDS = 2.0
+_EXHAUSTED_SECONDS = 0.05
 _APPEND = b"for i = 2, #ARGV do redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[1], '*', 'data', ARGV[i]) end"
 
 
@@ -57,19 +58,26 @@ class Sampler:
         self._rows = 0
         self._allowance = spec.per_second * _BURST_SECONDS
         self._refilled = time.monotonic()
+        self._exhausted = False
         self._task: asyncio.Task[None] | None = None
 
     def offer(
         self, request_id: str, payload: Payload, result: Result, rows: Sequence[int] | None = None
     ) -> None:
         """Maybe queue rows of an answered request; `rows` says which they are when they are not all."""
+        if self._exhausted:
+            self._telemetry.dropped_samples += payload.count
+            return
         spec = self._spec
         if spec.share < 1.0 and random.random() >= spec.share:
             return
         if self._allowance < payload.count:
             self._refill()
             if self._allowance < payload.count:
-                self._telemetry.count("samples_dropped", payload.count)
+                self._telemetry.dropped_samples += payload.count
+                # Most rows of a busy server come here: for a moment they are not even looked at.
+                self._exhausted = True
+                asyncio.get_running_loop().call_later(_EXHAUSTED_SECONDS, self._look_again)
                 return
         if self._rows + payload.count > _MOST_QUEUED or payload.size > spec.max_row_bytes * payload.count:
             self._telemetry.count("samples_dropped", payload.count)
@@ -85,6 +93,9 @@ class Sampler:
         """Write what is queued."""
         while self._task is not None:
             await self._task
+
+    def _look_again(self) -> None:
+        self._exhausted = False
 
     def _refill(self) -> None:
         now = time.monotonic()

@@ -161,7 +161,7 @@ class ShadowSpec(Section):
     """Compare only the position of the largest score of tensor outputs."""
     timeout_seconds: float = Field(default=5.0, gt=0)
     max_pending: int = Field(default=256, ge=1)
-    per_second: float = Field(default=200.0, gt=0)
+    per_second: float = Field(default=100.0, gt=0)
     """Most copies a second, in one process; more are dropped and counted."""
 
 

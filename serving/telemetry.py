@@ -144,6 +144,8 @@ class Telemetry:
         self._sources: dict[str, Callable[[], float]] = {}
         self._armed = False
         self.in_flight = 0
+        self.dropped_samples = 0
+        """Counted by the sampler for nearly every row of a busy server, so without a call."""
 
     def bind(self, model: str, version: str) -> None:
         """Name the release; every series carries it."""
@@ -227,6 +229,9 @@ class Telemetry:
             calls = [seconds for _, seconds in batches if seconds is not None]
             if calls:
                 self._inference_seconds.labels(*identity).observe_many(calls)
+        if self.dropped_samples:
+            self.count("samples_dropped", self.dropped_samples)
+            self.dropped_samples = 0
         counts, self._counts = self._counts, defaultdict(int)
         for (name, labels), amount in counts.items():
             self._counters[name].labels(*identity, *labels).inc(amount)
