@@ -28,6 +28,8 @@ def exposition(plane: ControlPlane) -> bytes:
     outcome = gauge("drift_outcome", "1 for how the newest drift check ended.", "model", "outcome")
     alerting = gauge("drift_alert", "1 when the newest drift check calls for somebody.", "model", "outcome")
     score = gauge("drift_score", "Drift of a column over its calibrated threshold.", "model", "column")
+    findings = gauge("drift_findings", "What the newest drift check met in the data.", "model", "kind")
+    failures = gauge("drift_failed_checks", "Drift checks that could not be finished.", "model")
     for model in plane.registry.overview():
         frozen.labels(model.model).set(model.frozen)
         for name, percent in model.weights.items():
@@ -42,6 +44,9 @@ def exposition(plane: ControlPlane) -> bytes:
             alerting.labels(model.model, model.drift_outcome).set(model.drift_alerts)
         if model.drift_checked is not None:
             checked.labels(model.model).set(model.drift_checked)
+        failures.labels(model.model).set(model.drift_failures)
+        for kind, count in model.drift_findings.items():
+            findings.labels(model.model, kind).set(count)
         for column, value in model.drift_scores.items():
             score.labels(model.model, column).set(value)
     for name, at in plane.registry.beats().items():

@@ -208,11 +208,15 @@ def test_the_metrics_page_shows_weights_promotions_and_the_sweep(
     story.begin(3, 25)
     plane.registry.beat("sweep")
     plane.registry.record_drift("flights", "drifted", {"scores": {"hour": 1.5}, "alerts": True})
-    plane.registry.record_drift("flights", "failed", {"scores": {}, "alerts": False})
+    met = [{"kind": "missing_column", "count": 40}, {"kind": "missing_column", "count": 2}]
+    failed = {"scores": {}, "alerts": False, "findings": met}
+    plane.registry.record_drift("flights", "failed", failed)
     page = client.get("/metrics").text
     assert 'modelserve_release_weight{model="flights",version="3"} 25.0' in page
     assert 'modelserve_promotion_running{model="flights",state="running",version="3"} 1.0' in page
     assert 'modelserve_drift_score{column="hour",model="flights"} 1.5' in page
     assert 'modelserve_drift_outcome{model="flights",outcome="failed"} 1.0' in page
     assert 'modelserve_drift_alert{model="flights",outcome="failed"} 0.0' in page
+    assert 'modelserve_drift_findings{kind="missing_column",model="flights"} 42.0' in page
+    assert 'modelserve_drift_failed_checks{model="flights"} 1.0' in page
     assert "modelserve_sweep_last_success_timestamp_seconds 1" in page

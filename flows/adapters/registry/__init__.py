@@ -8,7 +8,8 @@ that vanishes with the connection of a holder that dies.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Literal
@@ -406,14 +407,17 @@ class Registry:
                 " extract(epoch FROM p.started_at)::float8 AS started,"
                 " extract(epoch FROM p.deadline)::float8 AS deadline,"
                 " newest.outcome, coalesce((newest.result ->> 'alerts')::boolean, false) AS alerts,"
-                " extract(epoch FROM good.checked_at)::float8 AS checked, good.result -> 'scores' AS scores"
+                " extract(epoch FROM good.checked_at)::float8 AS checked, good.result -> 'scores' AS scores,"
+                " newest.result -> 'findings' AS findings,"
+                " (SELECT count(*) FROM drift_checks"
+                "  WHERE model = m.name AND outcome = %s) AS failures"
                 " FROM models m LEFT JOIN promotions p ON p.model = m.name AND p.ended_at IS NULL"
                 " LEFT JOIN LATERAL (SELECT outcome, result FROM drift_checks"
                 "  WHERE model = m.name ORDER BY checked_at DESC LIMIT 1) newest ON true"
                 " LEFT JOIN LATERAL (SELECT checked_at, result FROM drift_checks"
                 "  WHERE model = m.name AND outcome = ANY(%s) ORDER BY checked_at DESC LIMIT 1) good ON true"
                 " ORDER BY m.name",
-                ([outcome.value for outcome in Outcome if outcome.checked],),
+                (Outcome.FAILED.value, [outcome.value for outcome in Outcome if outcome.checked]),
             )
             return [
                 Overview(
@@ -428,6 +432,8 @@ class Registry:
                     drift_alerts=row["alerts"],
                     drift_checked=row["checked"],
                     drift_scores=row["scores"] or {},
+                    drift_findings=_findings(row["findings"] or []),
+                    drift_failures=row["failures"],
                 )
                 for row in cursor.fetchall()
             ]
@@ -499,3 +505,11 @@ class Registry:
             raise DependencyDown(f"PostgreSQL went away: {' '.join(str(error).split())}") from error
         finally:
             connection.close()
+
+
+def _findings(stored: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+    """How often each kind of finding was met, over all columns."""
+    found: Counter[str] = Counter()
+    for finding in stored:
+        found[str(finding["kind"])] += int(finding["count"])
+    return dict(found)

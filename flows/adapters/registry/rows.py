@@ -65,6 +65,10 @@ class Overview:
     """When the newest check that came to a verdict ended."""
     drift_scores: dict[str, float]
     """Of that check, by column."""
+    drift_findings: dict[str, int]
+    """What the newest check met in the data (kind: how often), such as missing columns."""
+    drift_failures: int
+    """Checks on record that could not be finished."""
 
 
 def routes_to_json(routes: Routes) -> dict[str, Any]:
