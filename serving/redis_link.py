@@ -83,8 +83,8 @@ class RedisLink:
             timer.cancel()
 
     def _late(self, reply: asyncio.Future[Any]) -> None:
-        """The patience is over. But if it was this process that was late, the reply lies unread in the socket:
-        timers come before sockets. So the sockets get a turn first."""
+        """The patience is over. If it was this process that was late, the reply lies unread in the socket:
+        timers come before sockets, so the sockets get a turn first."""
         if not reply.done():
             asyncio.get_running_loop().call_later(_GRACE_SECONDS, _expire, reply)
 
