@@ -36,7 +36,7 @@ locals {
       subjects = ["${var.github_repository}:environment:${var.environment}"]
       policies = {}
       permissions = {
-        for statement in local.workload_statements.flows : statement.sid => statement
+        for statement in concat(local.workload_statements.flows, local.publish_statements) : statement.sid => statement
       }
     }
   }

@@ -18,8 +18,27 @@ locals {
     condition = local.data_key_by_s3
   }
 
+  # For cd.yml alone, which builds, scans and pushes what promotions take by digest.
+  publish_statements = [
+    {
+      sid = "PushImages"
+      actions = [
+        "ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:CompleteLayerUpload",
+        "ecr:DescribeImages", "ecr:DescribeImageScanFindings", "ecr:GetDownloadUrlForLayer",
+        "ecr:InitiateLayerUpload", "ecr:PutImage", "ecr:UploadLayerPart",
+      ]
+      resources = [for repository in module.repository : repository.repository_arn]
+    },
+    {
+      # Has no resource to name.
+      sid       = "LogInToRegistry"
+      actions   = ["ecr:GetAuthorizationToken"]
+      resources = ["*"]
+    },
+  ]
+
   workload_statements = {
-    # Registers bundles, keeps reports and samples, pushes images of releases.
+    # Reads bundles, keeps reports and samples. Images come ready-made: the kubelet pulls them.
     flows = [
       local.list_bucket,
       local.use_key_for_objects,
@@ -27,21 +46,6 @@ locals {
         sid       = "KeepArtifacts"
         actions   = ["s3:GetObject", "s3:PutObject", "s3:DeleteObject", "s3:AbortMultipartUpload"]
         resources = ["${local.artifacts}/*"]
-      },
-      {
-        sid = "PushImages"
-        actions = [
-          "ecr:BatchCheckLayerAvailability", "ecr:BatchGetImage", "ecr:CompleteLayerUpload",
-          "ecr:DescribeImages", "ecr:DescribeImageScanFindings", "ecr:GetDownloadUrlForLayer",
-          "ecr:InitiateLayerUpload", "ecr:PutImage", "ecr:UploadLayerPart",
-        ]
-        resources = [for repository in module.repository : repository.repository_arn]
-      },
-      {
-        # Has no resource to name.
-        sid       = "LogInToRegistry"
-        actions   = ["ecr:GetAuthorizationToken"]
-        resources = ["*"]
       },
     ]
     # Reads bundles; writes only the chunks of its jobs.

@@ -156,6 +156,19 @@ def test_a_tag_with_other_content_is_left_alone(
     assert images.tags == {"flights-v1": old, f"flights-v1-{new[7:19]}": new}
 
 
+def test_the_image_that_was_prepared_is_published_as_it_was_scanned(
+    images: oci_registry.Registry, builder: ImageBuilder, scanner: Scanner, tmp_path: Path
+) -> None:
+    """What .github/tools/publish_flows.py does with the control plane's image."""
+    builder.prepare()
+    layout = builder.export_prepared(tmp_path / "out")
+    report = scanner.scan(layout, ScanPolicy(mode="require"))
+    report.enforce()
+    image = push(layout, "commit", f"{images.address}/modelserve/flows", CREDENTIALS)
+    assert image == f"{images.address}/modelserve/flows@{report.image}"
+    assert images.tags == {"commit": report.image}
+
+
 def test_wrong_credentials_are_one_line(
     images: oci_registry.Registry,
     builder: ImageBuilder,

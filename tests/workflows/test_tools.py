@@ -148,7 +148,9 @@ def test_istio_is_installed_in_the_version_that_infra_pins() -> None:
     assert done.stdout.strip() == pinned[1]
 
 
-@pytest.mark.parametrize("name", ["build_image", "publish_release", "decision_report", "changed_models"])
+@pytest.mark.parametrize(
+    "name", ["build_image", "publish_release", "publish_flows", "decision_report", "changed_models"]
+)
 def test_a_wrong_call_says_how_it_is_called(name: str, tmp_path: Path) -> None:
     done = run(name, cwd=tmp_path)
     assert done.returncode == 1

@@ -119,6 +119,11 @@ class ImageBuilder:
             self._digest(release)
             return compress(self._layout, release.name, folder)
 
+    def export_prepared(self, folder: Path, device: Device = "cpu") -> str:
+        """As `export`, of what `prepare` has made."""
+        with self._turn():
+            return compress(self._layout, f"{self._recipe.name}-{device}", folder)
+
     def remove(self, release: Release) -> None:
         """Remove the release's image and its layer; nothing happens when there is none."""
         with self._turn():

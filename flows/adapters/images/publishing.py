@@ -46,7 +46,7 @@ def push(image: str, name: str, repository: str, credentials: tuple[str, str] | 
         pushed = Path(scratch) / "digest"
         options = ["--quiet", "--preserve-digests", "--digestfile", str(pushed), *access]
         run(
-            ["skopeo", "copy", *options, f"oci:{folder}:{name}", f"docker://{repository}:{tag}"],
+            ["skopeo", "copy", *options, f"oci:{folder}", f"docker://{repository}:{tag}"],
             what=f"pushing {name} to {repository}",
             timeout=COPY_TIMEOUT_SECONDS,
         )
