@@ -64,6 +64,17 @@ class TestTheWorkPool:
         names = {variable["name"] for variable in pod["containers"][0]["env"]}
         assert "PREFECT_DEFAULT_RESULT_STORAGE_BLOCK" in names
 
+    def test_a_job_outlives_the_longest_flow(self, prepare_pool: ModuleType) -> None:
+        """Kubernetes would end a healthy promotion that waits for its evidence, or a long experiment."""
+        from inspect import signature
+
+        from flows.experiment import experiment
+        from flows.promote import promote
+
+        deadline = job(prepare_pool.job_template(IMAGE))["spec"]["activeDeadlineSeconds"]
+        hours = signature(experiment.fn).parameters["hours"].default
+        assert deadline > max(promote.timeout_seconds or 0, hours * 3600)
+
     def test_a_deployment_may_ask_for_more(self, prepare_pool: ModuleType) -> None:
         manifest = job(prepare_pool.job_template(IMAGE), memory_limit="16Gi", env={"EXTRA": "1"})
         container = manifest["spec"]["template"]["spec"]["containers"][0]
