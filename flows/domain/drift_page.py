@@ -65,7 +65,7 @@ def _plot(column: ColumnDrift) -> str:
         change_text(column),
         f"{100 * column.distance:.1f} % of the rows moved",
         f"smallest alert {detectable_text(column)}",
-        f"effect on the prediction {effect_text(column)}",
+        *([f"effect on the prediction {effect_text(column)}"] if column.role == "input" else []),
         f"over the windows {sparkline(column.trend)}",
     ]
     return (

@@ -9,10 +9,14 @@ from rich.table import Table
 from rich.text import Text
 
 from flows.domain.findings import ColumnDrift, DriftResult
-from flows.domain.performance import ASSUMPTION, Performance
+from flows.domain.performance import ASSUMPTION, QUALITY, Performance
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 WORST = 12
+NEARLY_ALL = 0.95
+"""From this share of known outcomes on, an estimate has nothing to add."""
+VISIBLE = 0.05
+"""Relative change of the error from which on it is worth a line."""
 HEADINGS = (
     "column",
     "drifted",
@@ -67,11 +71,12 @@ def performance_lines(performance: Performance | None) -> list[str]:
         return ["performance: no outcomes and no reference to estimate from"]
     lines = [f"performance: {performance.state.replace('_', ' ')}. {performance.sentence}"]
     if performance.quality is not None and performance.low is not None and performance.high is not None:
-        lines[0] += f" (95 % interval {performance.low:.4g} to {performance.high:.4g})"
-    if performance.loss is not None and performance.base_loss is not None:
+        measured = f"{QUALITY[performance.task]} {performance.quality:.4g}"
+        lines.append(f"{measured}, 95 % interval {performance.low:.4g} to {performance.high:.4g}")
+    if performance.loss is not None and performance.base_loss is not None and performance.state != "harmful":
         lines.append(f"log loss {performance.loss:.4f}; the base rate alone {performance.base_loss:.4f}")
-    if performance.estimate is not None and performance.rows:
-        known = performance.outcomes / performance.rows
+    known = performance.outcomes / max(performance.rows, 1)
+    if performance.estimate is not None and known < NEARLY_ALL:
         lines.append(
             f"AUC expected {performance.estimate:.4g}: {100 * known:.0f} % of the rows by their outcomes, "
             f"the rest {ASSUMPTION}"
@@ -88,7 +93,8 @@ def lines(result: DriftResult) -> list[str]:
     if result.multivariate is not None:
         told = f"; told by {', '.join(result.multivariate.told_by)}" if result.multivariate.told_by else ""
         found.append(f"all columns together: {result.multivariate.sentence}{told}")
-    for change in result.error_changes[-3:]:
+    shown = [c for c in result.error_changes if abs(c.after - c.before) >= VISIBLE * max(c.before, 1e-9)]
+    for change in shown[-3:]:
         word = "rose" if change.worse else "fell"
         found.append(
             f"the error {word} from {change.before:.3f} to {change.after:.3f} at about {moment(change.at)}"

@@ -32,6 +32,11 @@ SMALLEST = 1e-6
 ROW_WINDOWS = 16
 HARM_CONFIDENCE = 2.576
 """Standard errors by which a model must be worse than no model before that is said: 99 %."""
+QUALITY: dict[Task, str] = {
+    "binary": "AUC",
+    "label": "share of right answers",
+    "number": "mean absolute error",
+}
 ASSUMPTION = "estimated from the model's own probabilities; blind to concept drift"
 
 
@@ -282,8 +287,7 @@ def judge_performance(
         text = f"the reference has outcomes in fewer than {LEAST_WINDOWS} windows to compare with"
         return Performance("no_reference", **shown, sentence=text)
     degraded = quality > limit if whole.task == "number" else quality < limit
-    name = {"binary": "AUC", "label": "share of right answers", "number": "mean absolute error"}[whole.task]
-    sentence = f"{name} {quality:.4g} (reference {profile.quality:.4g}, limit {limit:.4g})"
+    sentence = f"{QUALITY[whole.task]} {quality:.4g} (reference {profile.quality:.4g}, limit {limit:.4g})"
     return Performance("degraded" if degraded else "good", **shown, sentence=sentence)
 
 
