@@ -8,6 +8,8 @@ connection, which a proxy reports as a failure of its own.
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import logging
 import os
 import re
@@ -31,13 +33,26 @@ Application = Callable[[Scope, Receive, Send], Any]
 
 
 class Edge:
-    def __init__(self, service: Service, inference: OpenInference, inner: Application) -> None:
+    """`make_inner` makes FastAPI's part. It is called in a thread, by `prepare` or by the first request that
+    needs it: probes and predictions do not."""
+
+    def __init__(
+        self, service: Service, inference: OpenInference, make_inner: Callable[[], Application]
+    ) -> None:
         self._service = service
         self._telemetry = service.telemetry
-        self._inner = inner
+        self._make_inner = make_inner
+        self._making: asyncio.Task[Application] | None = None
+        self._inner: Application | None = None
         self._fast: dict[str, Handler] = {}
+        self._probes: dict[str, Handler] = {}
         if service.settings.fast_path:
             self._fast["/predict"] = service.predict
+            self._probes = {
+                "/healthz": service.healthz,
+                "/readyz": service.readyz,
+                "/metrics": service.metrics,
+            }
         self._infer = reporting(inference.infer) if service.settings.fast_path else None
         self._log_all = service.settings.access_log
         self._prefix = os.urandom(8).hex()
@@ -45,7 +60,8 @@ class Edge:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self._inner(scope, receive, send)
+            inner = await self._application()
+            await inner(scope, receive, send)
             return
         started = time.monotonic()
         service, telemetry = self._service, self._telemetry
@@ -66,6 +82,8 @@ class Edge:
                 handler = self._fast.get(path)
                 if handler is None and is_infer(path):
                     handler = self._infer
+            elif scope["method"] == "GET":
+                handler = self._probes.get(path)
             refused = await self._refused(call, path) if service.guarded and path not in OPEN_ROUTES else None
             if refused is not None:
                 status = refused.status
@@ -89,6 +107,19 @@ class Edge:
                     telemetry.traced(route_label(path), seconds, trace, time.time())
         if call.after is not None:
             call.after()
+
+    async def prepare(self) -> None:
+        """Make FastAPI's part ready before anybody asks for it."""
+        await self._application()
+        # It is here to stay, as the model's objects are; see the service's start.
+        gc.freeze()
+
+    async def _application(self) -> Application:
+        if self._inner is None:
+            if self._making is None:
+                self._making = asyncio.create_task(asyncio.to_thread(self._make_inner))
+            self._inner = await asyncio.shield(self._making)
+        return self._inner
 
     async def _refused(self, call: Call, path: str) -> Answer | None:
         """The refusal for a client that may not ask; None for one that may."""
@@ -136,7 +167,8 @@ class Edge:
             await send(message)
 
         try:
-            await self._inner(call.scope, call.receive, adding)
+            inner = await self._application()
+            await inner(call.scope, call.receive, adding)
         except Exception as error:
             logger.exception("request failed", extra={"request_id": call.request_id}, exc_info=error)
             if status == 499:

@@ -19,7 +19,7 @@ from collections.abc import Generator
 
 import uvicorn
 
-from serving.edge import Edge
+from serving.edge import Application, Edge
 from serving.errors import StartupError
 from serving.protocol import GuardedProtocol
 from serving.service import Service
@@ -43,12 +43,11 @@ class UvicornServer(uvicorn.Server):
 
 class ModelServer:
     def __init__(self, settings: Settings) -> None:
-        from serving.app import make_app
-
         self._settings = settings
         self.service = Service(settings, Telemetry())
         inference = OpenInference(self.service)
-        edge = Edge(self.service, inference, make_app(self.service, inference))
+        edge = Edge(self.service, inference, lambda: _application(self.service, inference))
+        self._edge = edge
         config = uvicorn.Config(
             edge,
             host=settings.host,
@@ -67,6 +66,7 @@ class ModelServer:
         self._server = UvicornServer(config)
         self._code = 0
         self._ready: int | None = None
+        self._preparing: asyncio.Task[None] | None = None
         self._leaving: asyncio.Task[None] | None = None
 
     def run(
@@ -117,6 +117,7 @@ class ModelServer:
     async def _start(self) -> None:
         try:
             await self.service.start()
+            self._preparing = asyncio.get_running_loop().create_task(self._edge.prepare())
         except StartupError as error:
             logger.error("cannot start: %s", error)
             self._code = 1
@@ -159,6 +160,13 @@ class ModelServer:
             await asyncio.sleep(min(drain / 3, _LONGEST_SETTLE_SECONDS))
         self._server.config.timeout_graceful_shutdown = max(1, int(until - time.monotonic()))
         self._server.should_exit = True
+
+
+def _application(service: Service, inference: OpenInference) -> Application:
+    """FastAPI's part. Its import takes a while, so it begins when predictions are served."""
+    from serving.app import make_app
+
+    return make_app(service, inference)
 
 
 def _flush_and_leave(code: int) -> None:

@@ -97,6 +97,7 @@ class Service:
         # A full collection over torch's objects takes 60 ms: they are here to stay, so it never sees them.
         gc.collect()
         gc.freeze()
+        gc.enable()
         gc.set_threshold(50_000, 50, 100)
         if self.state is State.STARTING:
             self.state = State.READY
