@@ -216,3 +216,10 @@ def test_terraform_is_applied_only_after_an_approval() -> None:
     release = load(FOLDER / "release.yml")["jobs"]["release"]
     assert release["environment"] == "${{ inputs.environment }}"
     assert load(FOLDER / "cd.yml")["jobs"]["production"]["needs"] == ["changed", "staging"]
+
+
+def test_every_variable_that_a_workflow_reads_is_documented() -> None:
+    read = {name for path in WORKFLOWS for name in re.findall(r"\bvars\.([A-Z_]+)", path.read_text())}
+    text = (REPOSITORY / "infra" / "README.md").read_text()
+    assert read
+    assert {name for name in read if f"`{name}`" not in text} == set()
