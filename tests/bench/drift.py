@@ -1,6 +1,6 @@
 """How often the drift check cries wolf, what it finds, and how fast, beside Evidently's default preset.
 
-    python tests/bench/drift.py [--trials N] [--speed] [--large]
+    python -m tests.bench.drift [--trials N] [--speed] [--large] [--real]
 
 Both see the same rows against the same reference of 10 000 rows and 20 columns (19 numbers, one category).
 Ours judges the rows as two windows, as its policy wants. Evidently's verdicts come from its own statistics
@@ -9,6 +9,7 @@ with the thresholds of `DataDriftPreset`; three whole reports are drawn to prove
 Detection is counted as an alert; for Evidently both its dataset verdict (half of the columns) and the mark on
 the changed column are shown, and how often it marks any column when nothing has changed.
 `--speed`: one million rows by both (Evidently takes minutes). `--large`: ten million rows of Parquet by ours.
+`--real`: flights and a census of which the harm is known.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from flows.domain.drift import check
 from flows.domain.drift_policy import DriftPolicy
 from flows.domain.profile import Profile, make_profile
 from flows.domain.spec import Column, Signature
+from tests.bench.drift_real import real
 
 NUMBERS = [f"x{place}" for place in range(19)]
 COLUMNS = [*NUMBERS, "kind"]
@@ -257,6 +259,7 @@ def main() -> int:
     parser.add_argument("--trials", type=int, default=200, help="checks for each rate of false alarms")
     parser.add_argument("--speed", action="store_true", help="only: one million rows by both")
     parser.add_argument("--large", action="store_true", help="only: ten million rows by ours")
+    parser.add_argument("--real", action="store_true", help="only: real data (fetches 23 MB)")
     chosen = parser.parse_args()
     warnings.simplefilter("ignore")
     console = Console(width=120)
@@ -265,6 +268,8 @@ def main() -> int:
         speed(console)
     elif chosen.large:
         large(console)
+    elif chosen.real:
+        real(console)
     else:
         agreement(console)
         false_alarms(console, chosen.trials)
