@@ -6,8 +6,8 @@ Massachusetts that NannyML brings along, 2015 as reference, whose model stays as
 A survey has no order in time within its year, so each year is shuffled.
 
 The reference weeks hold rows that the model has learned (three quarters), hence their high AUC; the later
-months hold none. `python -m tests.bench.drift --real` prints both tables; NannyML's wheel (23 MB), of which only
-the data is read, is fetched by pip.
+months hold none. `python -m tests.bench.drift --real` prints both tables; pip fetches NannyML's wheel
+(23 MB), of which only the data is read.
 """
 
 from __future__ import annotations
