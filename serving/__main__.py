@@ -1,4 +1,4 @@
-"""`python -m serving [serve]`, `python -m serving check FOLDER`, `python -m serving seal FOLDER`."""
+"""`python -m serving [serve]`, `… check FOLDER`, `… seal FOLDER`, `… settings`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,13 @@ def main(arguments: list[str] | None = None) -> int:
     check.add_argument("folder", type=Path)
     seal = verbs.add_parser("seal", help="write manifest.json over the files of a bundle, print its sha256")
     seal.add_argument("folder", type=Path)
+    verbs.add_parser("settings", help="print the variables that a server reads")
     chosen = parser.parse_args(arguments)
+    if chosen.verb == "settings":
+        from serving.settings_table import settings_table
+
+        print(settings_table())
+        return 0
     if chosen.verb == "check":
         from serving.check import check_folder
 

@@ -20,8 +20,11 @@ class Settings(BaseSettings):
     model: str | None = None
     """Name the bundle must carry; default: the name in its model.yaml."""
     version: str = Field(default="0", pattern=r"^[A-Za-z0-9._-]{1,64}$")
+    """The release's version, as metrics and the header X-Model-Version name it."""
     host: str = "0.0.0.0"
+    """Address to listen on."""
     port: int = Field(default=8080, ge=0, le=65535)
+    """Port to listen on; 0 lets the system choose."""
     workers: int = Field(default=1, ge=1, le=64)
     """Processes that answer; more than one share the port and one /metrics."""
     redis_url: str | None = None
@@ -35,6 +38,7 @@ class Settings(BaseSettings):
     shadow_url: str | None = None
     """Base URL of the release that gets copies of requests; its answers are compared and thrown away."""
     shadow_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of the requests that are copied."""
     drain_seconds: float = Field(default=30.0, ge=0)
     """Most time between SIGTERM and exit; a third of it (5 s at most) new requests are still taken."""
     api_keys_file: Path | None = None
@@ -50,6 +54,7 @@ class Settings(BaseSettings):
     stuck_seconds: float = Field(default=300.0, gt=0)
     """A model call that takes longer fails the liveness probe."""
     keep_alive_seconds: float = Field(default=120.0, gt=0)
+    """Connections on which nothing was asked for that long are closed."""
     header_seconds: float = Field(default=20.0, gt=0)
     """Connections that have not sent a whole request head after this are closed."""
     otlp_endpoint: str | None = None

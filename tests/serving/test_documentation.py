@@ -81,3 +81,14 @@ def test_route_labels_are_few() -> None:
         "/batch-predict/{id}",
         "other",
     ]
+
+
+def test_every_setting_is_explained() -> None:
+    from serving.settings import Settings
+    from serving.settings_table import settings_table
+
+    lines = settings_table().splitlines()
+    for name in Settings.model_fields:
+        place = lines.index(f"SERVING_{name.upper()}")
+        assert not lines[place + 1].strip().startswith("("), f"{name} has no explanation"
+    assert lines[lines.index("SERVING_BUNDLE") + 1].endswith("(required)")
