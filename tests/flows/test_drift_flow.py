@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -17,7 +18,8 @@ from flows.domain.drift_policy import DriftPolicy
 from flows.domain.drift_report import markdown, table
 from flows.domain.errors import ReleaseUnknown, SpecInvalid
 from flows.domain.findings import DriftResult, FindingKind, Outcome
-from tests.flows.drift_world import World, rows
+from flows.exposition import exposition
+from tests.flows.drift_world import HOUR, NOW, World, rows
 
 
 def test_drift_is_found_reported_recorded_and_freezes(world: World) -> None:
@@ -120,6 +122,47 @@ def test_a_silent_redis_is_said_and_the_archive_is_checked(world: World) -> None
 
     assert result.outcome is Outcome.STABLE
     assert result.findings[0].kind is FindingKind.LOST_SAMPLES
+
+
+def test_bad_rows_are_typed_findings_in_the_report_and_the_metrics(world: World) -> None:
+    """A damaged part, outcomes of requests nobody has sampled, text for numbers, new and missing columns."""
+    world.serve()
+    world.send(rows(1200, 6))
+    archive_all(world.plane)
+    archived = Path(world.plane.settings.artifacts_uri.removeprefix("file://")) / "samples"
+    next(archived.rglob("*.parquet")).write_bytes(b"PAR1 cut off")
+    world.send(rows(1200, 7))
+    sample = {"release": "paint-v1", "row": 0, "prediction": {"price": 1}}
+    for place in range(600):
+        features: dict[str, object] = {"width": "wide", "gloss": 1}
+        at = NOW + (6 + place / 300) * HOUR
+        odd = {
+            **sample,
+            "at": at,
+            "request_id": f"odd{place}",
+            "features": features,
+            "prediction": {"price": 1},
+        }
+        world.client.xadd("samples:paint", {"data": json.dumps(odd)})
+    outcome = {"request_id": "never-sampled", "row": 0, "outcome": 30, "at": NOW + 7 * HOUR}
+    world.client.xadd("outcomes:paint", {"data": json.dumps(outcome)})
+
+    result = drift.check_model(world.plane, "paint")
+
+    assert result.outcome is Outcome.DAMAGED
+    kinds = {finding.kind for finding in result.findings}
+    assert kinds >= {
+        FindingKind.CORRUPT_PART,
+        FindingKind.CHANGED_TYPE,
+        FindingKind.MISSING_COLUMN,
+        FindingKind.NEW_COLUMN,
+        FindingKind.UNKNOWN_OUTCOME,
+    }
+    page = exposition(world.plane).decode()
+    for kind in kinds:
+        assert f'modelserve_drift_findings{{kind="{kind}",model="paint"}}' in page
+    assert 'modelserve_drift_alert{model="paint",outcome="damaged"} 1.0' in page
+    assert "**unknown outcome**: 1 outcomes belong to no sampled prediction" in markdown(result)
 
 
 def test_a_fault_becomes_a_recorded_failure(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
