@@ -28,7 +28,7 @@ TRIVY_SCANNERS: dict[Kind, str] = {
     "misconfiguration": "misconfig",
 }
 NO_DATABASE = "no vulnerability database; `modelserve prepare` downloads it where the network allows"
-SCAN_TIMEOUT_SECONDS = 600.0
+SCAN_TIMEOUT_SECONDS = 1200.0
 DOWNLOAD_TIMEOUT_SECONDS = 300.0
 
 
@@ -102,6 +102,8 @@ class Scanner:
                 "--offline-scan",
                 "--skip-db-update",
                 "--skip-java-db-update",
+                # Its own limit is five minutes; the first scan of all layers can need more.
+                *("--timeout", f"{SCAN_TIMEOUT_SECONDS:.0f}s"),
             ]
             found = ["--format", "json", "--output", str(output), "--scanners", scanners]
             configured = ["--image-config-scanners", "misconfig,secret", "--skip-check-update"]

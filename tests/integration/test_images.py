@@ -289,7 +289,7 @@ def test_a_docker_client_without_an_engine_is_told_apart(
 
 
 def test_the_real_recipe_is_clean_for_hadolint() -> None:
-    for name in ("serving/Containerfile", "infra/images/base.Containerfile"):
+    for name in ("serving/Containerfile", "flows/Containerfile", "infra/images/base.Containerfile"):
         done = subprocess.run(
             ["hadolint", "--config", ROOT / ".hadolint.yaml", ROOT / name], capture_output=True, text=True
         )
