@@ -17,7 +17,7 @@ import pandas as pd
 from prefect import flow
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
-from flows.domain.drift_policy import seconds
+from flows.domain.drift_policy import DriftPolicy, seconds
 from flows.domain.drift_report import markdown
 from flows.domain.drift_schedule import is_due
 from flows.domain.errors import ModelServeError, SpecInvalid
@@ -43,7 +43,7 @@ def check_models(
     plane: ControlPlane,
     models: Sequence[str],
     limit: int = LIMIT,
-    draw: Drawing = "alerts",
+    draw: Drawing = "found",
     since: float | None = None,
     until: float | None = None,
 ) -> list[DriftResult]:
@@ -72,7 +72,7 @@ def check_by_hand(
     now = datetime.now(UTC)
     begin, end = moment(since, now), moment(until, now)
     wanted = models or due_models(plane, now)
-    draw: Drawing = "always" if len(wanted) == 1 else "alerts"
+    draw: Drawing = "always" if len(wanted) == 1 else "found"
     return check_models(plane, wanted, draw=draw, since=begin, until=end)
 
 
@@ -85,8 +85,14 @@ def due_models(plane: ControlPlane, now: datetime) -> list[str]:
         if release is None:
             continue
         checks = plane.registry.drift_checks(model, limit=1)
-        spec = parse_spec(plane.registry.spec(model, release.version), f"{release.name}/model.yaml")
-        if is_due(spec.drift, checks[0][0] if checks else None, now):
+        try:
+            spec = parse_spec(plane.registry.spec(model, release.version), f"{release.name}/model.yaml")
+            policy = spec.drift
+        except (
+            SpecInvalid
+        ):  # the check itself says so; it must not keep the other models waiting
+            policy = DriftPolicy()
+        if is_due(policy, checks[0][0] if checks else None, now):
             due.append(model)
     return due
 
@@ -122,7 +128,7 @@ def drift_due(limit: int = LIMIT) -> list[str]:
     plane = control_plane()
     results = check_models(plane, due_models(plane, datetime.now(UTC)), limit)
     for result in results:
-        if result.alerts:
+        if result.shows:
             _publish(result)
     if results:
         rows = [

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -34,7 +35,10 @@ from flows.wiring import ControlPlane
 log = logging.getLogger(__name__)
 
 REFERENCE = "reference.json"
-Drawing = Literal["always", "alerts", "never"]
+Drawing = Literal["always", "found", "never"]
+"""When Evidently's report is drawn: it costs seconds. `found`: when there is something to look at."""
+_EASEL = threading.Lock()
+"""One drawing at a time: it keeps a core busy anyway, and the memory of several would add up."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ def _check(
         )
     else:
         result = _check_samples(plane, subject, profile, kept, since, until)
-    if draw == "always" or (draw == "alerts" and result.alerts):
+    if draw == "always" or (draw == "found" and result.shows):
         result = _draw(plane, result, profile, kept, policy)
     return result
 
@@ -218,12 +222,13 @@ def _draw(
     try:
         reference = reference_sample(profile, policy.report_rows)
         kinds = {column.name: column.kind for column in profile.columns}
-        drawn = draw_evidently(
-            reference,
-            kept.frame(),
-            [name for name, kind in kinds.items() if kind == "numeric"],
-            [name for name, kind in kinds.items() if kind == "categorical"],
-        )
+        with _EASEL:
+            drawn = draw_evidently(
+                reference,
+                kept.frame(),
+                [name for name, kind in kinds.items() if kind == "numeric"],
+                [name for name, kind in kinds.items() if kind == "categorical"],
+            )
         opinion, link = drawn.sentence, "evidently.html"
         plane.artifacts.write_bytes(f"{folder}/{link}", drawn.html)
     except ReportFailed as error:

@@ -146,6 +146,11 @@ class DriftResult:
     def alerts(self) -> bool:
         return self.outcome in (Outcome.DRIFTED, Outcome.HARMED, Outcome.DAMAGED)
 
+    @property
+    def shows(self) -> bool:
+        """Whether there is something to look at: an alert, or drift that is only noticed."""
+        return self.alerts or self.outcome is Outcome.NOTICED
+
     def scores(self) -> dict[str, float]:
         """Score by column, for metrics; the multivariate check is the column `*`."""
         found = {column.column: round(column.score, 4) for column in self.columns}

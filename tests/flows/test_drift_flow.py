@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from flows import drift, drift_check
@@ -45,6 +46,31 @@ def test_drift_is_found_reported_recorded_and_freezes(world: World) -> None:
     assert (report.parent / "evidently.html").stat().st_size > 1_000_000
     assert "| `width` | **yes** |" in markdown(result)
     assert table(result)
+
+
+def recoloured(count: int, seed: int) -> pd.DataFrame:
+    """Blue and red change places; the price depends on the width alone."""
+    frame = rows(count, seed)
+    return frame.assign(colour=frame["colour"].replace({"red": "blue", "blue": "red"}))
+
+
+def test_a_run_over_many_models_draws_where_there_is_something_to_look_at(world: World) -> None:
+    for model in ("paint", "glass", "steel"):
+        world.serve(model)
+    world.send(recoloured(1200, 2))
+    world.send(rows(1200, 3), model="glass")
+    world.send(rows(1200, 2, shift=3), model="steel")
+
+    noticed, stable, drifted = drift.check_models(world.plane, ["paint", "glass", "steel"])
+
+    assert [one.outcome for one in (noticed, stable, drifted)] == ["noticed", "stable", "drifted"]
+    assert (noticed.shows, noticed.alerts) == (True, False)
+    assert noticed.consequence is None
+    assert stable.report is None
+    for one in (noticed, drifted):
+        assert one.report is not None
+        assert "<svg" in Path(one.report.removeprefix("file://")).read_text()
+        assert world.plane.registry.drift_checks(one.model)[0][2]["report"] == one.report
 
 
 def test_unchanged_traffic_has_no_consequence(world: World) -> None:
@@ -248,6 +274,31 @@ def test_two_hundred_models_are_checked_in_one_run(world: World, monkeypatch: py
     assert outcomes[7] is Outcome.DRIFTED
     assert outcomes[8:] == [Outcome.STABLE] * 192
     assert all(world.plane.registry.drift_checks(name) for name in names)
+
+
+def test_a_spec_that_cannot_be_read_any_more_holds_up_no_other_model(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.serve()
+    world.serve("glass")
+    world.send(rows(1200, 3))
+    stored = type(world.plane.registry).spec
+
+    def older(registry: Any, model: str, version: int) -> str:
+        text: str = stored(registry, model, version)
+        return text + "\nbatching: {}\n" if model == "glass" else text
+
+    monkeypatch.setattr(type(world.plane.registry), "spec", older)
+
+    due = drift.due_models(world.plane, datetime.now(UTC))
+    results = {result.model: result for result in drift.check_models(world.plane, due)}
+
+    assert results["paint"].outcome is Outcome.STABLE
+    assert results["glass"].outcome is Outcome.FAILED
+    assert "batching" in results["glass"].sentence
+    assert drift.due_models(world.plane, datetime.now(UTC)) == [], (
+        "a failed check waits for its schedule, too"
+    )
 
 
 def test_training_that_cannot_start_is_said(world: World) -> None:
