@@ -90,7 +90,11 @@ def run(
 
     Raises PromotionRunning, ReleaseNotReady and what the platform raises; the route is then given back.
     """
-    _start_servers(plane, plan)
+    try:
+        _start_servers(plane, plan)
+    except ReleaseNotReady:
+        _settle(plane, plan)
+        raise
     stream = OutcomeStream(plane.settings.redis_url, plan.model, _left_behind(plane, plan))
     try:
         _begin(plane, plan, stream.position)
@@ -187,7 +191,15 @@ def _give_back(plane: ControlPlane, plan: Plan) -> None:
             routes = due(standing)
             turn.intend_route(routes)
             plane.platform.route(plan.model, routes)
+    _settle(plane, plan)
     plane.registry.note(plan.model, ENDED, {"plan": asdict(plan)})
+
+
+def _settle(plane: ControlPlane, plan: Plan) -> None:
+    """Nothing when a promotion has begun: it needs the releases at their size, and settles them itself."""
+    with plane.registry.turn(plan.model) as turn:
+        if turn.standing().promotion is None:
+            plane.platform.settle(plan.model)
 
 
 def _left_behind(plane: ControlPlane, plan: Plan) -> Position | None:

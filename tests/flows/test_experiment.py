@@ -16,9 +16,16 @@ import redis
 
 from flows.domain.errors import DependencyDown, PromotionRunning, ReleaseNotReady
 from flows.domain.experiment import Plan
+from flows.domain.manifests import PINNED_ANNOTATION
+from flows.domain.promotion import State, settled
+from flows.domain.release import Release
 from flows.domain.routes import Routes
+from flows.domain.spec import parse_spec
 from flows.experiment import run
 from flows.wiring import ControlPlane
+from tests.flows.conftest import SPEC
+from tests.platform.fake_kubernetes import FakeKubernetes, Thing
+from tests.platform.kubernetes_world import DIGEST, kubernetes_platform
 
 PLAN = Plan("flights", "flights-v1", "flights-v2", measure="late", sticky="header")
 
@@ -251,3 +258,78 @@ def test_redis_that_is_not_there(in_service: ControlPlane, tmp_path: Path) -> No
     with pytest.raises(DependencyDown, match="Redis does not answer"):
         go(replace(in_service, settings=settings))
     assert in_service.platform.routes("flights") == before
+
+
+# -- on a cluster, where the arms of a test are kept at their size
+
+
+@pytest.fixture
+def cluster() -> FakeKubernetes:
+    return FakeKubernetes()
+
+
+@pytest.fixture
+def on_a_cluster(
+    in_service: ControlPlane, cluster: FakeKubernetes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[ControlPlane]:
+    """Two promoted releases of the model `digits`."""
+    with kubernetes_platform(cluster, tmp_path, monkeypatch.setenv) as platform:
+        plane = replace(in_service, platform=platform)
+        for version in (1, 2):
+            release = Release(
+                "digits", version, f"s3://bundles/digits/{version}", f"{version:064x}", f"r/digits@{DIGEST}"
+            )
+            spec_text = SPEC.replace("flights", "digits")
+            plane.registry.register(release, spec_text)
+            promotion = plane.registry.begin("digits", version, f"run-{version}", 3600, 60)
+            platform.start(release, parse_spec(spec_text, "model.yaml"))
+            with plane.registry.turn("digits") as turn:
+                turn.record_image(promotion, f"r/digits@{DIGEST}")
+                turn.record_weight(promotion, 100)
+                turn.crown(promotion)
+                standing = turn.standing()
+                routes = settled(standing.stable, standing.previous)
+                turn.intend_route(routes)
+                platform.route("digits", routes)
+                turn.end(promotion, State.PROMOTED, "certified")
+            platform.settle("digits")
+        yield plane
+
+
+def pinned(cluster: FakeKubernetes) -> set[str]:
+    return {
+        thing["metadata"]["name"]
+        for (_, plural, _, _), thing in cluster.objects.items()
+        if plural == "horizontalpodautoscalers"
+        and PINNED_ANNOTATION in (thing["metadata"].get("annotations") or {})
+    }
+
+
+def test_both_arms_keep_their_size_until_it_ends(
+    on_a_cluster: ControlPlane, cluster: FakeKubernetes, days: Days, world: World
+) -> None:
+    during: list[set[str]] = []
+    days.happens = lambda: during.append(pinned(cluster))
+    go(on_a_cluster, replace(PLAN, model="digits", a="digits-v1", b="digits-v2"), seconds=30)
+    assert during == [{"digits-v1", "digits-v2"}] * 2
+    assert pinned(cluster) == set()
+    del world
+
+
+def test_an_arm_that_does_not_start_leaves_nobody_pinned(
+    on_a_cluster: ControlPlane, cluster: FakeKubernetes, world: World
+) -> None:
+    def quota(_: FakeKubernetes, deployment: Thing) -> None:
+        message = 'pods "digits-v1-" is forbidden: exceeded quota: servers'
+        condition = {"type": "ReplicaFailure", "status": "True", "message": message}
+        deployment["status"] = {"conditions": [condition]}
+
+    cluster.kubelet = quota
+    pin = {"metadata": {"annotations": {PINNED_ANNOTATION: "1"}}}
+    key = ("autoscaling", "horizontalpodautoscalers", cluster.namespace, "digits-v2")
+    cluster.merge(key, pin)
+    with pytest.raises(ReleaseNotReady, match="exceeded quota"):
+        go(on_a_cluster, replace(PLAN, model="digits", a="digits-v1", b="digits-v2"))
+    assert pinned(cluster) == set()
+    assert on_a_cluster.platform.routes("digits") == Routes({"digits-v1": 0, "digits-v2": 100})
+    del world
