@@ -88,9 +88,7 @@ def due_models(plane: ControlPlane, now: datetime) -> list[str]:
         try:
             spec = parse_spec(plane.registry.spec(model, release.version), f"{release.name}/model.yaml")
             policy = spec.drift
-        except (
-            SpecInvalid
-        ):  # the check itself says so; it must not keep the other models waiting
+        except SpecInvalid:  # the check itself says so; it must not keep the other models waiting
             policy = DriftPolicy()
         if is_due(policy, checks[0][0] if checks else None, now):
             due.append(model)

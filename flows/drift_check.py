@@ -127,7 +127,7 @@ def _check_samples(
     store = SampleStore(f"{plane.settings.artifacts_uri}/samples")
     findings = _archive_now(plane, store, spec)
     if since is None:
-        newest = store.newest_day(release.model)
+        newest = store.newest_day(release.model, spec.drift.min_rows)
         end = until if until is not None else _end_of(newest) if newest else 0.0
         since = end - spec.drift.lookback_seconds
     reading = open_samples(store, release.model, release=release.name, since=since, until=until)

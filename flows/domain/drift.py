@@ -34,7 +34,7 @@ from flows.domain.multivariate import DomainCheck, domain_check
 from flows.domain.online import ErrorChange, error_changes
 from flows.domain.performance import Performance, judge_performance, worsened
 from flows.domain.profile import ColumnProfile, Profile
-from flows.domain.tally import Tally, WindowTally
+from flows.domain.tally import MOST_WINDOWS, Tally, WindowTally
 
 COLUMNS_PART, MULTIVARIATE_PART, PERFORMANCE_PART = 0.70, 0.15, 0.15
 MISTYPED_SHARE = 0.01
@@ -218,7 +218,8 @@ def _multivariate(profile: Profile, windows: list[WindowTally], policy: DriftPol
     if len(kept) < len(samples):
         return DomainCheck(0, sentence="not judged: columns of the reference are missing")
     level = policy.false_alarms * MULTIVARIATE_PART
-    return domain_check(profile.sample, np.concatenate(kept), level, policy.min_effect)
+    bins = {column.name: column.bins for column in profile.columns}
+    return domain_check(profile.sample, np.concatenate(kept), level, policy.min_effect, bins)
 
 
 def _performance(
@@ -246,8 +247,11 @@ def _input_findings(
     if tally.untimed:
         text = f"{tally.untimed} rows without a readable time are not judged"
         found.append(Finding(kinds.NO_TIME, text, count=tally.untimed))
+    if tally.old:
+        text = f"{tally.old} rows are older than the newest {MOST_WINDOWS} windows and are not judged"
+        found.append(Finding(kinds.OLD_WINDOWS, text, count=tally.old))
     if unknown:
-        text = f"{unknown} outcomes belong to no sampled prediction"
+        text = f"{unknown} outcomes belong to no sampled prediction of this stretch of time"
         found.append(Finding(kinds.UNKNOWN_OUTCOME, text, count=unknown))
     for name in sorted(tally.new):
         text = f"column {name!r} is not in the reference and is not compared"

@@ -53,6 +53,7 @@ class FindingKind(StrEnum):
     OUT_OF_RANGE = "out_of_range"
     NO_TIME = "no_time"
     PARTIAL_WINDOW = "partial_window"
+    OLD_WINDOWS = "old_windows"
     TOO_FEW_ROWS = "too_few_rows"
     CANNOT_ALERT = "cannot_alert"
     UNKNOWN_OUTCOME = "unknown_outcome"

@@ -25,6 +25,8 @@ TIME = "@time"
 RELEASE = "@release"
 PERSONAL = "@personal."
 """Before the name of a hashed personal column: kept for joining rows, never compared."""
+EARLIEST, LATEST = -2_208_988_800.0, 7_258_118_400.0
+"""1900 and 2200 in Unix seconds. Numbers outside, such as milliseconds, are no times."""
 
 Role = Literal["input", "output"]
 Kind = Literal["numeric", "categorical"]
@@ -98,29 +100,31 @@ def training_frame(
     renamed = frame.rename(columns=names)
     if outcome in frame:
         renamed = renamed.assign(**{OUTCOME: frame[outcome]})
-    if TIME not in frame and policy.time_column is not None and policy.time_column in frame:
-        renamed = renamed.assign(**{TIME: to_seconds(frame[policy.time_column])})
+    named = TIME if TIME in frame else policy.time_column
+    if named is not None and named in frame:
+        renamed = renamed.assign(**{TIME: to_seconds(frame[named])})
     return renamed
 
 
 def to_seconds(column: pd.Series[Any]) -> Floats:
     """Unix seconds of times given as datetimes, ISO 8601 text (UTC unless it says otherwise) or seconds.
 
-    NaN where a value is no time.
+    NaN where a value is no time, or none between 1900 and 2200.
     """
-    if column.dtype.kind in "fiu":
-        return column.to_numpy(dtype=np.float64, na_value=np.nan)
-    if (
+    numeric = column.dtype.kind in "fiu" or (
         column.dtype.kind == "O"
-        and len(column)
-        and column.map(lambda cell: isinstance(cell, int | float)).all()
-    ):
-        return column.to_numpy(dtype=np.float64, na_value=np.nan)
-    times = pd.to_datetime(
-        column, utc=True, errors="coerce", format=None if column.dtype.kind == "M" else "ISO8601"
+        and len(column) > 0
+        and bool(column.map(lambda cell: isinstance(cell, int | float)).all())
     )
-    since = (times - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(seconds=1)
-    return np.asarray(since, dtype=np.float64)
+    if numeric:
+        moments = column.to_numpy(dtype=np.float64, na_value=np.nan)
+    else:
+        times = pd.to_datetime(
+            column, utc=True, errors="coerce", format=None if column.dtype.kind == "M" else "ISO8601"
+        )
+        since = (times - pd.Timestamp(0, tz="UTC")) / pd.Timedelta(seconds=1)
+        moments = np.asarray(since, dtype=np.float64)
+    return np.where((moments >= EARLIEST) & (moments < LATEST), moments, np.nan)
 
 
 def prediction_column(signature: Signature, policy: DriftPolicy) -> str | None:

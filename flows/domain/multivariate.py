@@ -16,7 +16,7 @@ from __future__ import annotations
 import base64
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -107,7 +107,7 @@ def reference_rows(
     codes = table[np.concatenate(picked)]
     numeric = [isinstance(bins[name], NumericBins) for name in coded]
     sizes = [bins[name].size for name in coded]
-    features, _ = _features(codes, codes, numeric, sizes, list(coded))
+    features, _ = _features(codes, codes, [bins[name] for name in coded], list(coded))
     group = np.repeat(np.arange(len(picked)), size)
     areas = [_told_apart(features, group == number, generator)[0] for number in range(len(picked))]
     return ReferenceRows(
@@ -121,10 +121,13 @@ def reference_rows(
     )
 
 
-def domain_check(reference: ReferenceRows, window: Codes, level: float, min_effect: float) -> DomainCheck:
+def domain_check(
+    reference: ReferenceRows, window: Codes, level: float, min_effect: float, bins: Mapping[str, Bins]
+) -> DomainCheck:
     """Tell `window` (rows, columns as in the reference, in order) from the reference.
 
     `level`: accepted probability of an alert without drift. `min_effect`: AUC above 0.5 that is no drift.
+    `bins`: of each column, to say what told the rows apart.
     """
     if len(window) < LEAST_ROWS:
         return DomainCheck(len(window), sentence=f"{len(window)} rows; {LEAST_ROWS} are needed")
@@ -140,7 +143,7 @@ def domain_check(reference: ReferenceRows, window: Codes, level: float, min_effe
         start = (len(window) - reference.group_rows) // 2
         window = window[start : start + reference.group_rows]
     both = np.concatenate([kept, window])
-    features, names = _features(kept, both, reference.numeric, reference.sizes, reference.columns)
+    features, names = _features(kept, both, [bins[name] for name in reference.columns], reference.columns)
     is_window = np.arange(len(both)) >= len(kept)
     auc, weights = _told_apart(features, is_window, np.random.default_rng(11))
     error = _error(auc, len(window), len(kept))
@@ -171,7 +174,7 @@ def domain_check(reference: ReferenceRows, window: Codes, level: float, min_effe
 
 
 def _features(
-    reference: Codes, rows: Codes, numeric: list[bool], sizes: list[int], names: list[str]
+    reference: Codes, rows: Codes, bins: Sequence[Bins], names: Sequence[str]
 ) -> tuple[Floats, list[str]]:
     """Standardised features of `rows`; what bins mean is read off `reference` alone."""
     scores: list[Floats] = []
@@ -179,9 +182,10 @@ def _features(
     levels: list[Floats] = []
     level_names: list[str] = []
     for place, name in enumerate(names):
-        counts = np.bincount(reference[:, place], minlength=sizes[place]).astype(np.float64)
+        own = bins[place]
+        counts = np.bincount(reference[:, place], minlength=own.size).astype(np.float64)
         codes = rows[:, place]
-        if numeric[place]:
+        if isinstance(own, NumericBins):
             counts[0] = 0
             middle = (np.cumsum(counts) - counts / 2 + 0.5) / (counts.sum() + 1)
             by_bin = special.ndtri(np.clip(middle, 1e-4, 1 - 1e-4))
@@ -193,7 +197,7 @@ def _features(
         else:
             for level in np.argsort(-counts)[:MOST_LEVELS]:
                 levels.append((codes == level).astype(np.float64))
-                level_names.append(f"{name} (category {level})")
+                level_names.append(f"{name} {own.label(int(level))}")
     crossed = range(min(len(scores), MOST_NUMERIC))
     pairs = list(itertools.combinations_with_replacement(crossed, 2))
     products = [scores[first] * scores[second] for first, second in pairs]

@@ -290,13 +290,14 @@ def _windows(times: Floats | None, rows: int, policy: DriftPolicy) -> tuple[Ints
     anchor = day_start(first, policy.timezone) if length >= 3600 else first // length * length
     with np.errstate(invalid="ignore"):
         raw = np.where(np.isnan(times), -1, np.floor((times - anchor) / length)).astype(np.int64)
-    sizes = np.bincount(raw[raw >= 0])
-    usual = float(np.median(sizes[sizes > 0]))
-    starts = anchor + length * np.arange(len(sizes))
+    # Only the windows that have rows: one row with a wrong year must not cost a century of empty ones.
+    numbers, place, sizes = np.unique(raw, return_inverse=True, return_counts=True)
+    timed = numbers >= 0
+    usual = float(np.median(sizes[timed]))
+    starts = anchor + length * numbers
     covered = (np.minimum(starts + length, last + 1) - np.maximum(starts, first)) / length
-    whole = (covered >= WHOLE_WINDOW) & (sizes >= usual / 2) & (sizes >= policy.min_rows)
-    number = np.where(whole, np.cumsum(whole) - 1, -1)
-    window_of: Ints = np.where(raw >= 0, number[np.maximum(raw, 0)], -1).astype(np.int64)
+    whole = timed & (covered >= WHOLE_WINDOW) & (sizes >= usual / 2) & (sizes >= policy.min_rows)
+    window_of: Ints = np.where(whole, np.cumsum(whole) - 1, -1)[place].astype(np.int64)
     return window_of, [float(start) for start in starts[whole]], anchor
 
 

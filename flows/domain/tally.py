@@ -16,12 +16,14 @@ import pandas as pd
 
 from flows.domain.binning import NULL, Codes, Floats, Ints
 from flows.domain.drift_policy import DriftPolicy
-from flows.domain.frames import OUTCOME, TIME, expand
+from flows.domain.frames import OUTCOME, TIME, expand, to_seconds
 from flows.domain.performance import PerformanceTally, task_of
 from flows.domain.profile import CELLS, Profile, day_start, season_cells
 
 SAMPLE_ROWS = 2000
 MOST_ERRORS = 50_000
+MOST_WINDOWS = 3000
+"""A month of quarter hours; more come from times that are none, and no verdict looks back so far."""
 WHOLE_WINDOW = 0.8
 
 
@@ -54,6 +56,7 @@ class Tally:
         self.policy = policy
         self.rows = 0
         self.untimed = 0
+        self.old = 0
         self.missing: set[str] = set()
         self.new: set[str] = set()
         self.errors: list[tuple[Floats, Floats]] = []
@@ -74,10 +77,11 @@ class Tally:
             return
         compared = [column.compared for column in self.profile.columns]
         frame = expand(frame, compared)
-        times = frame[TIME].to_numpy(dtype=np.float64) if TIME in frame else None
+        times = to_seconds(frame[TIME]) if TIME in frame else None
         number = self._numbers(times, len(frame))
         self.untimed += int((number < 0).sum())
         self.rows += len(frame)
+        number = self._newest(number)
         shown, place = np.unique(number, return_inverse=True)
         tallies = [self.windows.setdefault(int(n), WindowTally(int(n))) if n >= 0 else None for n in shown]
         self._span(tallies, place, times)
@@ -105,7 +109,19 @@ class Tally:
         # Live rows may be older than the reference; window numbers then are negative, which -1 must not be.
         return np.where(np.isfinite(raw), raw + self._offset, -1).astype(np.int64)
 
-    _offset = 1_000_000
+    _offset = 10**10
+
+    def _newest(self, number: Ints) -> Ints:
+        """Forget the oldest windows beyond `MOST_WINDOWS`; their rows get the number -1."""
+        every = np.union1d(number[number >= 0], np.fromiter(self.windows, dtype=np.int64))
+        if len(every) <= MOST_WINDOWS:
+            return number
+        oldest = every[-MOST_WINDOWS]
+        for old in [window for window in self.windows if window < oldest]:
+            self.old += self.windows.pop(old).rows
+        late = (number >= 0) & (number < oldest)
+        self.old += int(late.sum())
+        return np.where(late, -1, number)
 
     def start(self, window: WindowTally) -> float | None:
         """Unix seconds at which the window starts; None for windows of rows."""
@@ -223,14 +239,14 @@ class Tally:
     ) -> tuple[list[WindowTally], list[WindowTally]]:
         """Windows that can be judged, in order, and those that cannot: too few rows, or cut by an end."""
         ordered = [self.windows[number] for number in sorted(self.windows)]
-        whole, partial = [], []
-        for place, window in enumerate(ordered):
-            edge = place in (0, len(ordered) - 1)
-            if window.rows < self.policy.min_rows or (edge and not self._covered(window, since, until)):
+        partial = [window for window in ordered if window.rows < self.policy.min_rows]
+        whole = [window for window in ordered if window.rows >= self.policy.min_rows]
+        # The ends are those of the rows at large: a stray row of next month does not complete today.
+        for window in {id(window): window for window in (*whole[:1], *whole[-1:])}.values():
+            if not self._covered(window, since, until):
                 partial.append(window)
-            else:
-                whole.append(window)
-        return whole, partial
+                whole.remove(window)
+        return whole, sorted(partial, key=lambda window: window.number)
 
     def _covered(self, window: WindowTally, since: float | None, until: float | None) -> bool:
         if self._window_rows is not None:

@@ -10,12 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from flows.domain.drift import check
+from flows.domain.drift import check, conclude
 from flows.domain.drift_policy import DriftPolicy
 from flows.domain.errors import ArtifactCorrupt, SpecInvalid
 from flows.domain.findings import DriftResult, FindingKind, Outcome
 from flows.domain.profile import Profile, make_profile, parse_profile
 from flows.domain.spec import Column, Signature
+from flows.domain.tally import MOST_WINDOWS, Tally
 
 NUMBERS = [f"x{place}" for place in range(8)]
 SIGNATURE = Signature(
@@ -294,6 +295,74 @@ def test_partial_windows_are_left_out_and_said() -> None:
     assert [window.rows for window in result.windows] == [824, 824]
     assert result.outcome is Outcome.STABLE
     assert FindingKind.PARTIAL_WINDOW in {finding.kind for finding in result.findings}
+
+
+def test_a_stray_row_of_the_future_does_not_complete_the_newest_window() -> None:
+    weekly = DriftPolicy(window="7d")
+    reference = make_profile(timed(rows(8000, 1), 59), SIGNATURE, weekly, model="paint")
+    live = timed(rows(2000, 16), 17, start=reference.starts[0] + 70 * DAY)
+    live["x4"] = live["x4"].where(np.arange(2000) < 1700, 50.0)  # only in the unfinished window
+    stray = live.iloc[-1:].assign(**{"@time": live["@time"].max() + 400 * DAY})
+
+    result = check(reference, pd.concat([live, stray]), weekly)
+
+    assert [window.rows for window in result.windows] == [824, 824]
+    assert result.outcome is Outcome.STABLE
+
+
+def test_times_that_cannot_be_are_not_judged_and_cost_no_memory() -> None:
+    """Milliseconds where seconds are meant, in the reference and live; and a clock in the year 2150."""
+    policy = DriftPolicy(window="15m", time_column="t")
+
+    def clocked(count: int, seed: int, start: float) -> pd.DataFrame:
+        frame = timed(rows(count, seed), 2, start).rename(columns={"@time": "t"})
+        frame.loc[:9, "t"] *= 1000
+        frame.loc[10, "t"] = 5.7e9
+        return frame
+
+    reference = make_profile(clocked(20_000, 1, 1_700_006_400), SIGNATURE, policy, model="paint")
+    live = clocked(20_000, 2, 1_700_006_400 + 3 * DAY).rename(columns={"t": "@time"})
+
+    result = check(reference, live, policy)
+
+    assert len(reference.sizes) == 192
+    assert reference.dropped == 11
+    assert result.outcome is Outcome.STABLE, result.sentence
+    found = {finding.kind: finding.count for finding in result.findings}
+    assert found[FindingKind.NO_TIME] == 10
+    assert found[FindingKind.TOO_FEW_ROWS] == 1
+
+
+def test_windows_beyond_counting_are_forgotten_from_the_oldest_on() -> None:
+    policy = DriftPolicy(window="1m", min_rows=20)
+    reference = make_profile(timed(rows(8000, 1), 0.1), SIGNATURE, policy, model="paint")
+    wild = rows(8000, 2)
+    wild["@time"] = reference.starts[0] + 60.0 * np.arange(8000)
+    calm = timed(rows(2000, 3), 10 / 1440, start=wild["@time"].max() + 60)
+    chunks = [wild[:4000], wild[4000:], calm]
+
+    tally = Tally(reference, policy)
+    for chunk in chunks:
+        tally.add(chunk)
+    result = conclude(tally, until=float(calm["@time"].max()) + 0.3)
+
+    assert len(tally.windows) == MOST_WINDOWS
+    assert [window.rows for window in result.windows] == [200] * 10
+    found = {finding.kind: finding.count for finding in result.findings}
+    assert found[FindingKind.OLD_WINDOWS] == 8000 - (MOST_WINDOWS - 10)
+
+
+def test_what_tells_the_rows_apart_is_named_in_the_words_of_the_data() -> None:
+    """Not as the number of a category."""
+    signature = SIGNATURE.model_copy(update={"outputs": (Column(name="label", type="string"),)})
+    made = make_profile(rows(8000, 1), signature, POLICY, model="paint")
+    live = rows(2000, 24)
+    live["colour"] = np.where(np.arange(2000) % 8 == 0, "grey", live["colour"])
+
+    found = check(made, live, POLICY).multivariate
+
+    assert found is not None
+    assert "colour 'grey'" in found.told_by
 
 
 def test_too_short_a_reference_says_that_it_cannot_alert() -> None:

@@ -228,6 +228,107 @@ def test_values_that_do_not_fit_become_findings(
     }
 
 
+@pytest.mark.parametrize("when", [1_372_636_800_000, -(10**12), 10**18, None, "soon", [1], True])
+def test_a_time_that_is_none_counts_as_the_time_of_arrival_and_is_named(
+    client: redis.Redis, redis_server: str, store: SampleStore, when: Any
+) -> None:
+    """Milliseconds, for one: such a client must not stop the archive of all the others."""
+    send(client, *[sample(n) for n in range(3)], sample(3, when=when))
+
+    moved = archive(redis_server, store, "flights", SIGNATURE, POLICY)
+    reading = open_samples(store, "flights")
+    frame = pd.concat(list(reading))
+
+    assert (moved.samples, moved.unreadable) == (4, 0)
+    assert sorted(frame["@time"])[-1] == 1_800_000_003.0
+    untimed = [f for f in reading.findings() if f.kind is FindingKind.NO_TIME]
+    assert [(finding.column, finding.count) for finding in untimed] == [("when", 1)]
+
+
+@pytest.mark.parametrize("odd", [{"temperature": 2**60 + 1}, {"carrier": "\ud800"}, {"pixels": [10**400]}])
+def test_a_value_that_parquet_cannot_hold_costs_its_own_row(
+    client: redis.Redis, redis_server: str, store: SampleStore, odd: dict[str, Any]
+) -> None:
+    send(client, *[sample(n) for n in range(3)], sample(3, **odd), sample(4))
+
+    moved = archive(redis_server, store, "flights", SIGNATURE, POLICY)
+
+    assert (moved.samples, moved.unreadable) == (4, 1)
+    assert sorted(read(store)["@at"]) == [1_800_000_000.0 + n for n in (0, 1, 2, 4)]
+    assert client.xpending("samples:flights", GROUP)["pending"] == 0
+
+
+def test_a_few_wrong_clocks_do_not_say_which_day_is_the_newest(
+    client: redis.Redis, redis_server: str, store: SampleStore
+) -> None:
+    send(client, *[sample(n) for n in range(25)])
+    send(client, *[sample(25 + n, when=int(START + 5000 * DAY)) for n in range(5)])
+    archive(redis_server, store, "flights", SIGNATURE, POLICY, batch=10)
+
+    assert store.newest_day("flights", rows=20) == "2013-07-03"
+    assert store.newest_day("nobody", rows=20) is None
+    for path in Path(store.uri.removeprefix("file://")).rglob("day=2013-07-03/*.parquet"):
+        path.write_bytes(b"PAR1 cut off")
+    assert store.newest_day("flights", rows=20) == "2013-07-02"
+
+
+def entry(client: redis.Redis, stream: str, data: dict[str, Any], at: float) -> None:
+    client.xadd(stream, {"data": json.dumps(data)}, id=f"{int(at * 1000)}-*")
+
+
+def test_outcomes_from_before_the_oldest_sample_are_not_read(
+    client: redis.Redis, redis_server: str, store: SampleStore
+) -> None:
+    """Else every check would read the outcomes of all years."""
+    outcome = {"request_id": "r0", "row": 0, "outcome": 1}
+    before, after = 1_799_000_000.0, 1_800_000_050.0
+    entry(client, "outcomes:flights", outcome | {"at": before, "request_id": "old"}, before)
+    archive(redis_server, store, "flights", SIGNATURE, POLICY)
+    entry(client, "outcomes:flights", outcome | {"at": after}, after)
+    for n in range(4):
+        entry(client, "samples:flights", sample(n), 1_800_000_000.0 + n)
+    archive(redis_server, store, "flights", SIGNATURE, POLICY)
+    old, _ = sorted(Path(store.uri.removeprefix("file://"), "outcomes").rglob("*.parquet"))
+    old.write_bytes(b"nobody opens this")
+
+    reading = open_samples(store, "flights")
+    frame = pd.concat(list(reading))
+
+    assert frame["@outcome"].notna().sum() == 1
+    assert (reading.unknown_outcomes, reading.findings()) == (0, [])
+
+
+def test_outcomes_of_another_release_are_not_unknown(
+    client: redis.Redis, redis_server: str, store: SampleStore
+) -> None:
+    send(client, sample(0), sample(1), sample(2) | {"release": "flights-v3"})
+    for request in ("r0", "r1", "never-sampled"):
+        outcome = {"request_id": request, "row": 0, "outcome": 1, "at": 1_800_000_100.0}
+        send(client, outcome, stream="outcomes:flights")
+    archive(redis_server, store, "flights", SIGNATURE, POLICY)
+
+    reading = open_samples(store, "flights", release="flights-v2")
+    frame = pd.concat(list(reading))
+
+    assert frame["@outcome"].notna().sum() == 1
+    assert reading.other_releases == {"flights-v3": 1}
+    assert reading.unknown_outcomes == 1
+
+
+def test_a_part_without_the_columns_of_a_part_is_damaged(
+    client: redis.Redis, redis_server: str, store: SampleStore
+) -> None:
+    send(client, *[sample(n) for n in range(30)])
+    archive(redis_server, store, "flights", SIGNATURE, POLICY)
+    part = sorted(Path(store.uri.removeprefix("file://")).rglob("samples/**/*.parquet"))[0]
+    pd.DataFrame({"@entry": ["1-0"], "other": [1]}).to_parquet(part)
+
+    reading = open_samples(store, "flights")
+
+    assert sum(len(frame) for frame in reading) == 20
+    assert [finding.kind for finding in reading.findings()] == [FindingKind.CORRUPT_PART]
+
+
 def damage(change: Callable[[bytes], bytes], store: SampleStore) -> None:
     part = sorted(Path(store.uri.removeprefix("file://")).rglob("samples/**/*.parquet"))[0]
     part.write_bytes(change(part.read_bytes()))

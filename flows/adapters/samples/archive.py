@@ -13,6 +13,7 @@ import math
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -23,7 +24,7 @@ import redis
 from flows.adapters.samples.store import SampleStore, day_of
 from flows.domain.drift_policy import DriftPolicy
 from flows.domain.errors import DependencyDown
-from flows.domain.frames import PERSONAL, PREDICTION, RELEASE, TIME, to_seconds
+from flows.domain.frames import EARLIEST, LATEST, PERSONAL, PREDICTION, RELEASE, TIME, to_seconds
 from flows.domain.spec import Column, Signature
 
 GROUP = "archive"
@@ -189,9 +190,26 @@ def _write(
         days[day_of(row[TIME])].append(row)
     schema = sample_schema(signature) if kind == "samples" else OUTCOMES
     name = f"{entries[0][0]}_{entries[-1][0]}"
+    parts = 0
     for day, rows in days.items():
-        store.write(kind, model, day, name, pa.Table.from_pylist(rows, schema))
-    return len(days), unreadable
+        table = _table(rows, schema)
+        unreadable += len(rows) - table.num_rows
+        if table.num_rows:
+            store.write(kind, model, day, name, table)
+            parts += 1
+    return parts, unreadable
+
+
+def _table(rows: list[Row], schema: pa.Schema) -> pa.Table:
+    """The rows that the schema can hold: one odd value must not keep a whole batch waiting for ever."""
+    try:
+        return pa.Table.from_pylist(rows, schema)
+    except (ValueError, TypeError, OverflowError):  # Arrow's own errors are ValueErrors and TypeErrors
+        fitting = []
+        for row in rows:
+            with suppress(ValueError, TypeError, OverflowError):
+                fitting.append(pa.Table.from_pylist([row], schema))
+        return pa.concat_tables([schema.empty_table(), *fitting])
 
 
 OUTCOMES = pa.schema(
@@ -262,20 +280,25 @@ def sample_row(data: Any, signature: Signature, policy: DriftPolicy) -> Row:
             if not fits:
                 unfit["mistyped"].append(name)
         unfit["new"] += [prefix + str(name) for name in values if name not in known]
-    row[TIME] = _event_time(features, policy, at)
+    row[TIME] = at
+    if policy.time_column is not None and policy.time_column in features:
+        moment = _event_time(features[policy.time_column])
+        if math.isnan(moment):
+            unfit["untimed"].append(policy.time_column)
+        else:
+            row[TIME] = moment
     found = {kind: names for kind, names in unfit.items() if names}
     row["@unfit"] = json.dumps(found) if found else None
     return row
 
 
-def _event_time(features: Mapping[str, Any], policy: DriftPolicy, at: float) -> float:
-    value = features.get(policy.time_column) if policy.time_column is not None else None
-    if value is None:
-        return at
-    if isinstance(value, int | float) and math.isfinite(value):
-        return float(value)
-    moment = float(to_seconds(pd.Series([value], dtype=object))[0])
-    return at if math.isnan(moment) else moment
+def _event_time(value: Any) -> float:
+    """Unix seconds; NaN for what is no time."""
+    if isinstance(value, bool | list | dict):
+        return math.nan
+    if isinstance(value, int | float):
+        return float(value) if EARLIEST <= value < LATEST else math.nan
+    return float(to_seconds(pd.Series([value], dtype=object))[0])
 
 
 def _fit(column: Column, value: Any) -> tuple[Any, bool]:

@@ -1,14 +1,14 @@
 """Reads archived rows back, chunk by chunk, with their outcomes joined on.
 
-A damaged file costs its own rows and becomes a finding. Outcomes are held as 16 bytes each (a 64-bit hash of
-request id and row, and the value), so those of ten million rows fit beside the chunk in work.
+A damaged file costs its own rows and becomes a finding. Outcomes are held as 24 bytes each (a 64-bit hash of
+request id and row, the value, the time), so those of ten million rows fit beside the chunk in work.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 
 from flows.adapters.samples.store import Part, SampleStore
+from flows.domain.binning import Flags, Ints
 from flows.domain.drift_policy import DriftPolicy
 from flows.domain.errors import ArtifactCorrupt
 from flows.domain.findings import Finding, FindingKind
@@ -27,6 +28,12 @@ from flows.domain.frames import OUTCOME, RELEASE, TIME, to_seconds
 from flows.domain.spec import Signature
 
 CHUNK_ROWS = 100_000
+AHEAD_MILLISECONDS = 3_600_000
+"""A sample waits a moment in its server before it enters the stream: its outcome may be there first."""
+NEEDED = {
+    "samples": ["@request_id", "@row", "@at", TIME, RELEASE, "@unfit"],
+    "outcomes": ["@request_id", "@row", TIME, "number", "text"],
+}
 MISTYPED_SHARE = 0.01
 Keys = npt.NDArray[np.uint64]
 
@@ -49,7 +56,7 @@ class Reading:
     def __iter__(self) -> Iterator[pd.DataFrame]:
         outcomes = _Outcomes(self)
         waiting: list[pd.DataFrame] = []
-        for frame in self._frames():
+        for frame in self._frames(outcomes):
             waiting.append(frame)
             if sum(len(part) for part in waiting) >= CHUNK_ROWS:
                 yield outcomes.join(pd.concat(waiting, ignore_index=True))
@@ -65,11 +72,13 @@ class Reading:
             "missing": FindingKind.MISSING_COLUMN,
             "mistyped": FindingKind.CHANGED_TYPE,
             "new": FindingKind.NEW_COLUMN,
+            "untimed": FindingKind.NO_TIME,
         }
         texts = {
             "missing": "column {!r} is missing in {} of {} rows",
             "mistyped": "column {!r}: {} of {} values are not of the signature's type",
             "new": "column {!r}, in {} of {} rows, is not in the signature and is not compared",
+            "untimed": "column {!r} is no time in {} of {} rows; the time of their arrival counts instead",
         }
         for kind, names in self._unfit.items():
             for name, count in sorted(names.items()):
@@ -79,14 +88,15 @@ class Reading:
                 found.append(Finding(kinds[kind], text, name, count, breach))
         return found
 
-    def parts(self, kind: str, since: float | None, until: float | None) -> Iterator[pa.Table]:
+    def tables(self, kind: str, parts: Iterable[Part]) -> Iterator[pa.Table]:
         """The readable parts, every entry once; a damaged one becomes a finding."""
         previous: list[Part] = []
         seen: set[str] = set()
-        for part in self.store.parts(kind, self.model, since, until):
+        for part in parts:
             try:
                 table = self.store.read(part)
                 entries = table["@entry"]
+                table.select(NEEDED[kind])
             except (OSError, pa.ArrowException, KeyError) as error:
                 reason = " ".join(str(error).split())[:120]
                 text = f"{part.path} is damaged and was left out ({reason})"
@@ -103,8 +113,9 @@ class Reading:
             previous = [other for other in previous if other.day == part.day] + [part]
             yield table
 
-    def _frames(self) -> Iterator[pd.DataFrame]:
-        for table in self.parts("samples", self.since, self.until):
+    def _frames(self, outcomes: _Outcomes) -> Iterator[pd.DataFrame]:
+        parts = self.store.parts("samples", self.model, self.since, self.until)
+        for table in self.tables("samples", parts):
             times = table[TIME].to_numpy()
             inside = np.ones(len(times), dtype=bool)
             if self.since is not None:
@@ -113,10 +124,12 @@ class Reading:
                 inside &= times < self.until
             table = table.filter(pa.array(inside))
             if self.release is not None:
-                self.other_releases.update(
-                    name for name in table[RELEASE].to_pylist() if name != self.release
-                )
-                table = table.filter(pa.compute.equal(table[RELEASE], self.release))
+                mine = pa.compute.equal(table[RELEASE], self.release)
+                others = table.filter(pa.compute.invert(mine))
+                if others.num_rows:
+                    self.other_releases.update(others[RELEASE].to_pylist())
+                    outcomes.match(others.select(["@request_id", "@row", "@at"]).to_pandas())
+                table = table.filter(mine)
             if table.num_rows:
                 self._note_unfit(table)
                 self.rows += table.num_rows
@@ -135,9 +148,7 @@ class _Outcomes:
         keys: list[Keys] = []
         times: list[Any] = []
         values: list[Any] = []
-        # Nobody knows how long after its prediction an outcome arrives, and the rows may be replayed history:
-        # their days say nothing about the days of outcomes.
-        for table in reading.parts("outcomes", None, None):
+        for table in reading.tables("outcomes", self._parts(reading)):
             frame = table.to_pandas()
             keys.append(_keys(frame))
             times.append(frame[TIME].to_numpy())
@@ -160,15 +171,35 @@ class _Outcomes:
         self.matched = np.zeros(len(self.keys), dtype=bool)
         self.first = np.inf
 
-    def join(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """The frame with the column `@outcome` where there are outcomes."""
+    def _parts(self, reading: Reading) -> list[Part]:
+        """Parts with outcomes that can belong to the rows read.
+
+        How long after its prediction an outcome arrives nobody knows, but never before; and the rows may be
+        replayed history, so that their days say nothing. Both streams number their entries by Redis' clock.
+        """
+        samples = reading.store.parts("samples", reading.model, reading.since, reading.until)
+        if not samples:
+            return []
+        earliest = min(part.first[0] for part in samples) - AHEAD_MILLISECONDS
+        every = reading.store.parts("outcomes", reading.model, None, None)
+        return [part for part in every if part.last[0] >= earliest]
+
+    def match(self, frame: pd.DataFrame) -> tuple[Ints, Flags]:
+        """Place of each row's outcome, and whether it has one; those outcomes are known from now on."""
         if not len(self.keys):
-            return frame
+            return np.zeros(len(frame), dtype=np.int64), np.zeros(len(frame), dtype=bool)
         wanted = _keys(frame)
         place = np.minimum(np.searchsorted(self.keys, wanted), len(self.keys) - 1)
         found = self.keys[place] == wanted
         self.matched[place[found]] = True
         self.first = min(self.first, float(frame["@at"].min()))
+        return place, found
+
+    def join(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """The frame with the column `@outcome` where there are outcomes."""
+        if not len(self.keys):
+            return frame
+        place, found = self.match(frame)
         column = np.full(len(frame), np.nan, dtype=self.values.dtype)
         column[found] = self.values[place[found]]
         return frame.assign(**{OUTCOME: column})

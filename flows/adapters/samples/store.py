@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import statistics
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
 from flows.domain.errors import DependencyDown, ModelServeError
+from flows.domain.frames import EARLIEST, LATEST, TIME
 
 PART = re.compile(r"(\d+)-(\d+)_(\d+)-(\d+)\.parquet")
 DAY = re.compile(r"day=(\d{4}-\d\d-\d\d)")
@@ -74,10 +76,21 @@ class SampleStore:
                         found.append(Part(str(path), day[1], (ids[0], ids[1]), (ids[2], ids[3])))
         return sorted(found, key=lambda part: (part.day, part.first, part.last))
 
-    def newest_day(self, model: str) -> str | None:
-        """The last day that has samples; None when there are none."""
+    def newest_day(self, model: str, rows: int = 1) -> str | None:
+        """The day on which the `rows` samples that arrived last happened; None when there are none.
+
+        Their median decides: clients with a wrong clock do not move it.
+        """
+        times: list[float] = []
         parts = self.parts("samples", model, None, None)
-        return parts[-1].day if parts else None
+        for part in sorted(parts, key=lambda part: part.last, reverse=True):
+            try:
+                times += self.read(part)[TIME].to_pylist()
+            except (OSError, pa.ArrowException, KeyError):  # the check names it when it reads it
+                continue
+            if len(times) >= rows:
+                break
+        return day_of(statistics.median_high(times)) if times else None
 
     def read(self, part: Part) -> pa.Table:
         """One part. Raises OSError or pyarrow.ArrowException when it is damaged, DependencyDown when the
@@ -104,7 +117,7 @@ class SampleStore:
 
 
 def _day(moment: float) -> str:
-    return day_of(min(max(moment, 0.0), 253370764800.0))
+    return day_of(min(max(moment, EARLIEST), LATEST))
 
 
 def day_of(moment: float) -> str:
