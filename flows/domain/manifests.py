@@ -48,7 +48,7 @@ class Cluster:
     request_seconds: float = 60
     """How long the gateway waits for an answer."""
     node_seconds: float = 600
-    """How long a pod may wait for a node: the node group may have to grow first."""
+    """How long a pod may wait for a node and its image: the node group may have to grow first."""
     wake_seconds: float = 180
     """How long the first request to a sleeping model may be held; ingress time limits must allow it."""
     session_header: str | None = None

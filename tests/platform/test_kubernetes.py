@@ -216,12 +216,8 @@ def test_running_out_of_memory_names_the_setting(platform: KubernetesPlatform, f
 def test_a_quota_is_reported_at_once(
     platform: KubernetesPlatform, fake: FakeKubernetes, clock: Clock
 ) -> None:
-    def refused(_: FakeKubernetes, deployment: Thing) -> None:
-        message = 'pods "flights-v1-" is forbidden: exceeded quota: compute, requested: cpu=1, used: cpu=9'
-        condition = {"type": "ReplicaFailure", "status": "True", "message": message}
-        deployment["status"] = {"conditions": [condition]}
-
-    fake.kubelet = refused
+    message = 'pods "flights-v1-" is forbidden: exceeded quota: compute, requested: cpu=1, used: cpu=9'
+    fake.kubelet = lambda _, deployment: deployment.update(status=refusal(message))
     with pytest.raises(
         ReleaseNotReady, match=r"no pod may be created: .*exceeded quota: compute.*raise the quota"
     ):
@@ -241,6 +237,86 @@ def test_an_unschedulable_pod_gets_the_time_that_a_node_takes(
     ):
         platform.start(a_release(), a_spec(start_seconds=60))
     assert clock.now > 600, "the node group must have had time to grow"
+
+
+def test_the_time_that_an_image_takes_is_not_the_servers(
+    platform: KubernetesPlatform, fake: FakeKubernetes, clock: Clock
+) -> None:
+    pod(fake, {"phase": "Pending", **container({"waiting": {"reason": "ContainerCreating"}})})
+    fake.kubelet = lambda fake, thing: (never if clock.now < 300 else healthy)(fake, thing)
+    platform.start(a_release(), a_spec(start_seconds=60))
+    assert 300 <= clock.now < 310
+
+
+def test_a_pod_that_never_begins_is_reported_with_the_kubelets_last_complaint(
+    platform: KubernetesPlatform, fake: FakeKubernetes, clock: Clock
+) -> None:
+    fake.kubelet = never
+    pod(fake, {"phase": "Pending", **container({"waiting": {"reason": "ContainerCreating"}})})
+    for at, kind, reason in (
+        ("2026-01-01T00:00:09Z", "Warning", "FailedMount"),
+        ("2026-01-01T00:00:01Z", "Warning", "FailedCreatePodSandBox"),
+        ("2026-01-01T00:01:00Z", "Normal", "Pulling"),
+    ):
+        event = {"type": kind, "reason": reason, "message": f"{reason} because", "lastTimestamp": at}
+        involved = {"involvedObject": {"name": "flights-v1-abc"}}
+        fake.put("events", {"metadata": {"name": reason.lower()}, **involved, **event})
+    with pytest.raises(
+        ReleaseNotReady, match=r"not started after \d+ s; flights-v1-abc: FailedMount: FailedMount because"
+    ):
+        platform.start(a_release(), a_spec(start_seconds=60))
+    assert clock.now > 600
+
+
+def test_a_server_that_runs_again_after_old_crashes_is_waited_for(
+    platform: KubernetesPlatform, fake: FakeKubernetes
+) -> None:
+    """A rollback starts its target: what it went through last month is no reason to refuse."""
+    ended = {"terminated": {"reason": "OOMKilled", "exitCode": 137}}
+    pod(fake, container({"running": {}}, lastState=ended, restartCount=5))
+    reads = iter([never, never, healthy])
+    fake.kubelet = lambda fake, thing: next(reads, healthy)(fake, thing)
+    platform.start(a_release(), a_spec())
+
+
+@pytest.mark.parametrize(
+    ("message", "step"),
+    [
+        (
+            'pods "a" is forbidden: violates PodSecurity "restricted:latest": seccompProfile',
+            "correct the pod",
+        ),
+        (
+            'pods "a" is forbidden: error looking up service account: serviceaccount "b" not found',
+            "apply k8s",
+        ),
+    ],
+)
+def test_a_refused_pod_names_the_next_step(
+    platform: KubernetesPlatform, fake: FakeKubernetes, clock: Clock, message: str, step: str
+) -> None:
+    fake.kubelet = lambda _, deployment: deployment.update(status=refusal(message))
+    with pytest.raises(ReleaseNotReady, match=f"no pod may be created: .*; {step}"):
+        platform.start(a_release(), a_spec())
+    assert clock.now < 10
+
+
+def test_a_webhook_that_is_away_for_a_moment_is_waited_for(
+    platform: KubernetesPlatform, fake: FakeKubernetes
+) -> None:
+    message = 'Internal error occurred: failed calling webhook "namespace.sidecar-injector.istio.io"'
+    reads = iter([refusal(message), refusal(message)])
+
+    def kubelet(fake: FakeKubernetes, deployment: Thing) -> None:
+        healthy(fake, deployment)
+        deployment["status"] = next(reads, deployment["status"])
+
+    fake.kubelet = kubelet
+    platform.start(a_release(), a_spec())
+
+
+def refusal(message: str) -> Thing:
+    return {"conditions": [{"type": "ReplicaFailure", "status": "True", "message": message}]}
 
 
 def test_a_failing_probe_is_reported_in_the_kubelets_words(

@@ -16,6 +16,8 @@ HOPELESS = frozenset(
 )
 """Waiting reasons that do not pass by waiting: somebody has to do something."""
 CRASHES_UNTIL_HOPELESS = 2
+PREPARING = frozenset({"ContainerCreating", "PodInitializing"})
+"""Waiting reasons while a node pulls the image and sets up volumes and network."""
 NEXT_STEP = {
     "ImagePullBackOff": "is the image pushed, and may the nodes pull it?",
     "ErrImagePull": "is the image pushed, and may the nodes pull it?",
@@ -57,28 +59,48 @@ def trouble_of(deployment: Manifest, pods: Sequence[Manifest]) -> Trouble | None
     """The most telling trouble; None when the servers are merely starting."""
     refused = _condition(deployment, "ReplicaFailure", "True")
     if refused is not None:
+        sentence = _sentence(refused)
+        # Refused by a quota or a policy is final. A webhook that does not answer right now is asked again.
         return Trouble(
-            f"no pod may be created: {_sentence(refused)}; raise the quota or correct the pod", hopeless=True
+            f"no pod may be created: {sentence}; {_next_step_when_refused(sentence)}",
+            hopeless="is forbidden" in sentence,
         )
     found = [trouble for pod in pods if (trouble := _trouble_of_pod(pod)) is not None]
     return max(found, key=lambda trouble: (trouble.hopeless, not trouble.unscheduled), default=None)
 
 
+def awaits_node_or_image(pods: Sequence[Manifest]) -> bool:
+    """A pod has not begun to start its server: it has no node yet, or the node has no image yet."""
+    return any(_has_not_begun(pod) for pod in pods if not _leaving(pod))
+
+
 def unready_pod(pods: Sequence[Manifest]) -> str | None:
-    """A pod that runs without being ready: its probe's events are worth reading."""
+    """A pod that is not ready: its events are worth reading."""
     for pod in pods:
-        running = pod.get("status", {}).get("phase") == "Running"
-        if running and not _leaving(pod) and _condition(pod, "Ready", "True") is None:
+        if not _leaving(pod) and _condition(pod, "Ready", "True") is None:
             return str(pod["metadata"]["name"])
     return None
 
 
-def probe_trouble(pod: str, events: Sequence[Manifest]) -> Trouble | None:
-    """What the kubelet said last about the pod's probes."""
-    unhealthy = [event for event in events if event.get("reason") == "Unhealthy"]
-    if not unhealthy:
+def trouble_in_events(pod: str, events: Sequence[Manifest]) -> Trouble | None:
+    """What the kubelet complained about last: of its probes if it got that far, else of anything."""
+    probes = [event for event in events if event.get("reason") == "Unhealthy"]
+    complaints = probes or [event for event in events if event.get("type") == "Warning"]
+    if not complaints:
         return None
-    return Trouble(f"{pod}: {_sentence(unhealthy[-1])}", pod=pod, container="server")
+    last = max(complaints, key=lambda event: event.get("lastTimestamp") or event.get("eventTime") or "")
+    sentence = _sentence(last) if probes else f"{last.get('reason')}: {_sentence(last)}"
+    return Trouble(f"{pod}: {sentence}", pod=pod, container="server" if probes else None)
+
+
+def _next_step_when_refused(sentence: str) -> str:
+    if "quota" in sentence:
+        return "raise the quota, or stop what uses it up"
+    if "PodSecurity" in sentence:
+        return "correct the pod (k8s/release/deployment.yaml) or what a webhook adds to it"
+    if "service account" in sentence or "serviceaccount" in sentence:
+        return "apply k8s/overlays first"
+    return "see the events of its ReplicaSet"
 
 
 def _trouble_of_pod(pod: Manifest) -> Trouble | None:
@@ -98,6 +120,17 @@ def _trouble_of_pod(pod: Manifest) -> Trouble | None:
     return None
 
 
+def _has_not_begun(pod: Manifest) -> bool:
+    status = pod.get("status", {})
+    if _condition(pod, "PodScheduled", "False") is not None:
+        return True
+    return any(
+        container.get("state", {}).get("waiting", {}).get("reason") in PREPARING
+        and not container.get("restartCount")
+        for container in status.get("containerStatuses", [])
+    )
+
+
 def _trouble_of_container(pod: str, container: Manifest) -> Trouble | None:
     name = str(container["name"])
     waiting = container.get("state", {}).get("waiting", {})
@@ -108,14 +141,16 @@ def _trouble_of_container(pod: str, container: Manifest) -> Trouble | None:
         words = [f"{pod}: {waiting.get('reason') or cause}: container {name} ended with exit code"]
         words.append(f"{died.get('exitCode')} ({cause}), {restarts} restarts")
         step = NEXT_STEP.get(cause) or NEXT_STEP["CrashLoopBackOff"]
+        # One that runs again may have died long ago, and only starts now.
+        running = "running" in container.get("state", {})
         return Trouble(
             f"{' '.join(words)}; {step}",
-            hopeless=restarts >= CRASHES_UNTIL_HOPELESS,
+            hopeless=restarts >= CRASHES_UNTIL_HOPELESS and not running,
             pod=pod,
             container=name,
         )
     reason = waiting.get("reason")
-    if reason in (None, "ContainerCreating", "PodInitializing"):
+    if reason is None or reason in PREPARING:
         return None
     return Trouble(
         f"{pod}: {reason}: {_sentence(waiting)}" + (f"; {NEXT_STEP[reason]}" if reason in NEXT_STEP else ""),

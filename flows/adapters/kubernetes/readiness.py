@@ -7,8 +7,9 @@ from collections.abc import Callable
 from flows.adapters.kubernetes.api import Api
 from flows.adapters.kubernetes.pods import (
     Trouble,
+    awaits_node_or_image,
     is_available,
-    probe_trouble,
+    trouble_in_events,
     trouble_of,
     unready_pod,
 )
@@ -39,10 +40,10 @@ class Readiness:
         """Until `replicas` servers are available (fewer when the Deployment asks for fewer).
 
         More may be wanted by an autoscaler; a rollback does not wait for those. The time that a pod waits
-        for a node does not count as starting.
+        for a node, and the node for the image, does not count as starting.
         """
         begun = self._clock()
-        scheduled_at: float | None = None
+        starting_since: float | None = None
         trouble: Trouble | None = None
         while True:
             deployment = self._api.get("Deployment", name)
@@ -53,25 +54,27 @@ class Readiness:
             pods = self._api.find("Pod", labels={RELEASE_LABEL: name})
             trouble = trouble_of(deployment, pods)
             now = self._clock()
-            if trouble is not None and trouble.unscheduled:
-                scheduled_at = None
-            elif scheduled_at is None:
-                scheduled_at = now
+            if awaits_node_or_image(pods):
+                starting_since = None
+            elif starting_since is None:
+                starting_since = now
             if trouble is not None and trouble.hopeless:
                 raise self._not_ready(name, trouble)
-            if scheduled_at is not None and now - scheduled_at > start_seconds:
+            if starting_since is not None and now - starting_since > start_seconds:
                 waited = f"not ready after {start_seconds:g} s"
-                raise self._not_ready(name, trouble or self._probes(pods), waited)
+                raise self._not_ready(name, trouble or self._complaint(pods), waited)
             if now - begun > self._cluster.node_seconds + start_seconds:
-                raise self._not_ready(name, trouble, f"no node after {now - begun:.0f} s")
+                lacks = "no node" if trouble is not None and trouble.unscheduled else "not started"
+                waited = f"{lacks} after {now - begun:.0f} s"
+                raise self._not_ready(name, trouble or self._complaint(pods), waited)
             self._sleep(self._poll_seconds)
 
-    def _probes(self, pods: list[Manifest]) -> Trouble | None:
+    def _complaint(self, pods: list[Manifest]) -> Trouble | None:
         pod = unready_pod(pods)
         if pod is None:
             return None
         events = self._api.find("Event", fields={"involvedObject.name": pod})
-        return probe_trouble(pod, events)
+        return trouble_in_events(pod, events)
 
     def _not_ready(self, name: str, trouble: Trouble | None, waited: str | None = None) -> ReleaseNotReady:
         words = [waited] if waited else []
