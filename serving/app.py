@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 
 from serving.errors import NotFound, Problem, WrongMethod
 from serving.exchange import Answer, Call, Handler, answered, problem_answer
+from serving.jobs.routes import BatchPredict
 from serving.openapi import describe
 from serving.service import Service
 from serving.v2.routes import OpenInference, error_answer
@@ -36,7 +37,7 @@ def make_app(service: Service, inference: OpenInference) -> FastAPI:
     route("GET", "/healthz", service.healthz)
     route("GET", "/readyz", service.readyz)
     route("GET", "/metrics", service.metrics)
-    for method, path, handler in inference.routes():
+    for method, path, handler in (*inference.routes(), *BatchPredict(service).routes()):
         route(method, path, handler)
 
     async def openapi(_: Call) -> Answer:

@@ -9,7 +9,7 @@ online row waits, in batches of at most 20 ms, and fill up online batches by as 
 
 For jobs: `await batcher.background(payload)` waits for room and returns one outcome a row (a Result of one
 row or a Problem); cancel the awaiting task and rows that have not started never run. `Service.run_rows`
-(service.py) is the same from and to JSON values and is what serving/jobs*.py should call.
+(service.py) is the same from and to JSON, and is what serving/jobs calls.
 """
 
 from __future__ import annotations
@@ -59,7 +59,6 @@ class Entry:
         "payload",
         "size",
         "taken",
-        "watch",
         "watcher",
     )
 

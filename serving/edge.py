@@ -228,5 +228,5 @@ def route_label(path: str) -> str:
     if path.startswith("/v2"):
         return "/v2/infer" if _INFER.fullmatch(path) else "/v2"
     if path.startswith("/batch-predict/"):
-        return "/batch-predict/{id}"
+        return "/batch-predict/{id}/results" if path.endswith("/results") else "/batch-predict/{id}"
     return "other"

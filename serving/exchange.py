@@ -45,7 +45,7 @@ class Answer:
 class Call:
     """A request as the handlers see it. `started` is on the clock of time.monotonic."""
 
-    __slots__ = ("after", "headers", "problem", "receive", "request_id", "scope", "started")
+    __slots__ = ("after", "client", "headers", "problem", "receive", "request_id", "scope", "started")
 
     def __init__(
         self, scope: Scope, receive: Receive, headers: dict[bytes, bytes], request_id: str, started: float
@@ -58,6 +58,8 @@ class Call:
         self.after: Callable[[], None] | None = None
         """Run once the answer has been sent: what must never delay it."""
         self.problem: Problem | None = None
+        self.client = ""
+        """Whose key it came with, where keys are needed."""
 
     async def gone(self) -> None:
         """Return when the client has closed the connection."""

@@ -8,12 +8,14 @@ import numpy as np
 
 from serving.codec import MAX_STRING, NUMPY
 from serving.examples import example_row, example_value, instances_for
+from serving.jobs.openapi import job_paths
 from serving.model import LoadedModel
 from serving.spec import Column, Datatype
 
 _PROBLEMS = {
     "400": "The bytes are not JSON",
     "401": "No valid key",
+    "404": "No such job",
     "408": "The body came too slowly",
     "413": "The body is too large",
     "415": "Not a JSON media type",
@@ -30,6 +32,7 @@ def describe(model: LoadedModel, version: str) -> dict[str, Any]:
     paths = {
         "/predict": {"post": _predict(model)},
         "/feedback": {"post": _feedback()},
+        **job_paths(instances_for(model.spec, model.bundle.folder)[0][:2], problems),
         "/healthz": {"get": _probe("Whether the process can still answer")},
         "/readyz": {"get": _probe("Whether the server takes traffic")},
         "/metrics": {"get": _probe("Prometheus metrics")},
@@ -116,7 +119,7 @@ def _predict(model: LoadedModel) -> dict[str, Any]:
                     }
                 },
             },
-            **problems(*_PROBLEMS),
+            **problems(*(status for status in _PROBLEMS if status != "404")),
         },
     }
 

@@ -15,7 +15,6 @@ from enum import StrEnum
 from typing import Any
 
 import msgspec
-import orjson
 
 from serving.access import ApiKeys, RateLimit, client_of
 from serving.batcher import Batcher
@@ -24,6 +23,9 @@ from serving.codec import invalid
 from serving.engine import RecordEngine
 from serving.errors import BadRequest, Invalid, Problem, StartupError, Unavailable
 from serving.exchange import JSON, Answer, BodyReader, Call, check_json_type, decompressed
+from serving.jobs.chunks import Chunks
+from serving.jobs.runner import JobRunner
+from serving.jobs.table import JobTable, Release
 from serving.model import LoadedModel, load_model, short
 from serving.monitor import OutputMonitor
 from serving.personal import Personal
@@ -74,6 +76,8 @@ class Service:
         self._keys = ApiKeys(settings.api_keys_file) if settings.api_keys_file is not None else None
         self._rate: RateLimit | None = None
         self.tracer: Tracer | None = None
+        self.jobs: tuple[JobTable, Chunks, JobRunner] | None = None
+        """Where jobs can be kept."""
         self.guarded = self._keys is not None or settings.rate_limit > 0
         """Whether `admit` has anything to check."""
         self._bodies = BodyReader(10.0)
@@ -157,6 +161,21 @@ class Service:
             self._shadow = Shadow(settings.shadow_url, settings.shadow_share, spec.serving.shadow, telemetry)
         if settings.otlp_endpoint is not None:
             self.tracer = Tracer(settings.otlp_endpoint, spec.name, settings.version)
+        if settings.database_url is not None and settings.jobs_uri is not None:
+            release = Release(spec.name, settings.version, loaded.bundle.sha256)
+            table = JobTable(settings.database_url, release, settings.jobs_lease_seconds)
+            chunks = Chunks(settings.jobs_uri)
+            runner = JobRunner(
+                table,
+                chunks,
+                spec,
+                self.run_rows,
+                lambda: self.state is State.READY,
+                settings.jobs_lease_seconds,
+                telemetry,
+            )
+            self.jobs = table, chunks, runner
+            telemetry.source("jobs_waiting", lambda: runner.waiting)
 
     def drain(self) -> None:
         """Not ready any more; requests that still come are answered."""
@@ -164,6 +183,8 @@ class Service:
             self.state = State.DRAINING
 
     async def stop(self) -> None:
+        if self.jobs is not None:
+            await self.jobs[2].stop()
         if self._shadow is not None:
             await self._shadow.close()
         if self._cache is not None:
@@ -199,7 +220,7 @@ class Service:
     async def admit(self, call: Call) -> None:
         """Unauthorized or RateLimited when this client may not ask (now)."""
         if self._keys is not None:
-            client = self._keys.client(call.headers)
+            client = call.client = self._keys.client(call.headers)
         else:
             client = client_of(call.scope, call.headers, self.settings.forwarded_clients)
         if self._rate is not None:
@@ -249,23 +270,25 @@ class Service:
             self._sampler.offer(call.request_id, payload, result, rows)
         return result
 
-    async def run_rows(self, instances: Sequence[Any]) -> list[bytes | Problem]:
-        """For jobs: rows as parsed JSON (as in `instances` of /predict) through the background lane.
+    async def run_rows(self, rows: Sequence[bytes]) -> list[bytes | Problem]:
+        """For jobs: rows as JSON values (as in `instances` of /predict) through the background lane.
 
-        Returns for each row its prediction as JSON bytes (as in `predictions`) or the Problem of that row:
-        Invalid with its pointer, or ModelFault. Waits for room; cancelling the task drops rows not yet run.
-        Raises Unavailable while the model is being loaded or the server stops.
+        Returns for each row its prediction as JSON (as in `predictions`) or the Problem of that row: Invalid
+        with its pointer, or ModelFault. Waits for room; cancelling the task drops rows not yet run. Raises
+        Unavailable while the model is being loaded or the server stops.
         """
         model, batcher = self.model, self.batcher
         answers: list[bytes | Problem] = []
         good: list[int] = []
         payloads = []
-        for index, instance in enumerate(instances):
+        for index, row in enumerate(rows):
             try:
-                payloads.append(model.codec.decode(orjson.dumps({"instances": [instance]})))
+                payloads.append(model.codec.decode(b'{"instances":[%s]}' % row))
                 good.append(index)
                 answers.append(b"")
             except Problem as problem:
+                if problem.pointer is not None:
+                    problem.pointer = problem.pointer.replace("#/instances/0", "#", 1)
                 answers.append(problem)
         if not payloads:
             return answers

@@ -34,7 +34,11 @@ class Settings(BaseSettings):
     database_url: str | None = None
     """PostgreSQL with the state of /batch-predict jobs; without it jobs are refused."""
     jobs_uri: str | None = None
-    """fsspec folder for the input and result chunks of jobs."""
+    """fsspec folder for the input and result chunks of jobs; without it jobs are refused."""
+    jobs_input_uris: tuple[str, ...] = ()
+    """JSON list of folders that a job's `input_uri` may be in, beside the folder `inputs` of jobs_uri."""
+    jobs_lease_seconds: float = Field(default=30.0, ge=1)
+    """A replica that has not been heard of for that long loses its job to another one."""
     shadow_url: str | None = None
     """Base URL of the release that gets copies of requests; its answers are compared and thrown away."""
     shadow_share: float = Field(default=0.0, ge=0, le=1)

@@ -165,6 +165,19 @@ class ShadowSpec(Section):
     """Most copies a second, in one process; more are dropped and counted."""
 
 
+class JobsSpec(Section):
+    """Jobs of /batch-predict."""
+
+    max_body_bytes: int = Field(default=64 << 20, ge=1)
+    """Larger inputs are uploaded to the store and named by their URI."""
+    max_rows: int = Field(default=10_000_000, ge=1)
+    chunk_rows: int = Field(default=1000, ge=1, le=100_000)
+    """Rows that are run again when a replica is lost, and rows of a page of results."""
+    max_queued: int = Field(default=1000, ge=1)
+    keep_seconds: float = Field(default=7 * 86400.0, gt=0)
+    """What ended that long ago is removed, results included."""
+
+
 class MonitorSpec(Section):
     """What `modelserve_outputs_total{bin}` counts."""
 
@@ -189,6 +202,7 @@ class ServingSpec(Section):
     cache: CacheSpec = CacheSpec()
     samples: SamplesSpec = SamplesSpec()
     shadow: ShadowSpec = ShadowSpec()
+    jobs: JobsSpec = JobsSpec()
     monitor: MonitorSpec = MonitorSpec()
     datatypes: dict[str, Datatype] = Field(default_factory=dict)
     """Where the default (FP32, INT64, BOOL, BYTES; FP64 for a handler's scalars) is not a column's."""

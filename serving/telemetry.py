@@ -92,6 +92,14 @@ class Telemetry:
                 ("ready", "1 while the server takes traffic"),
             )
         }
+        # Every replica sees the same ones, so that they must not be added up.
+        self._gauges["jobs_waiting"] = Gauge(
+            "modelserve_jobs_waiting",
+            "Jobs of the release that nobody runs yet",
+            _IDENTITY,
+            registry=registry,
+            multiprocess_mode="livemax",
+        )
         self._counters: dict[str, Counter] = {
             name: Counter(f"modelserve_{name}", text, (*_IDENTITY, *labels), registry=registry)
             for name, text, labels in (
@@ -113,7 +121,7 @@ class Telemetry:
         }
         self._jobs = Gauge(
             "modelserve_jobs",
-            "Jobs of this replica by state",
+            "Jobs of this replica: running now, and ended since it started, by state",
             (*_IDENTITY, "state"),
             registry=registry,
             multiprocess_mode="livesum",

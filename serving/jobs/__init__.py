@@ -1,0 +1,6 @@
+"""`/batch-predict`: jobs that nobody waits for with an open connection.
+
+A job's state is a row in PostgreSQL, its input and its results are chunks in the artifact store, and any
+replica of the release may run it: the one that does holds a lease, and a fencing number goes with everything
+that it writes. It runs in the batcher's background lane, beside online traffic.
+"""
