@@ -33,6 +33,12 @@ locals {
     cpu       = { metric = "EngineCPUUtilization", threshold = 85, text = "Redis' only thread is busy" }
     evictions = { metric = "Evictions", threshold = 1000, text = "Redis evicts keys" }
   }
+
+  # After a failover another node is the primary: each is watched.
+  cache_node_alarms = {
+    for pair in setproduct(range(1, var.cache.nodes + 1), keys(local.cache_alarms)) :
+    format("%03d-%s", pair[0], pair[1]) => merge(local.cache_alarms[pair[1]], { node = format("%s-%03d", local.name, pair[0]) })
+  }
 }
 
 module "database_alarm" {
@@ -59,13 +65,13 @@ module "database_alarm" {
 module "cache_alarm" {
   source   = "terraform-aws-modules/cloudwatch/aws//modules/metric-alarm"
   version  = "5.7.2"
-  for_each = local.cache_alarms
+  for_each = local.cache_node_alarms
 
   alarm_name          = "${local.name}-cache-${each.key}"
   alarm_description   = each.value.text
   namespace           = "AWS/ElastiCache"
   metric_name         = each.value.metric
-  dimensions          = { CacheClusterId = "${local.name}-001" }
+  dimensions          = { CacheClusterId = each.value.node }
   statistic           = "Average"
   comparison_operator = "GreaterThanThreshold"
   threshold           = each.value.threshold

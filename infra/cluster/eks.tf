@@ -18,7 +18,7 @@ module "eks" {
   upgrade_policy      = { support_type = "STANDARD" }
   zonal_shift_config  = { enabled = true }
 
-  # IRSA beside Pod Identity: the manifests' service accounts carry a role for clusters without the agent.
+  # For the service accounts of k8s/; add-ons use Pod Identity (identities.tf).
   enable_irsa = true
 
   # Secrets in etcd, with a key that the module makes.
@@ -117,6 +117,15 @@ module "eks" {
       to_port                       = 15017
       type                          = "ingress"
       source_cluster_security_group = true
+    }
+    # The module's own rules let nodes talk from port 1025 on; NGINX calls Istio's gateway on 80.
+    mesh_gateway = {
+      description = "Pods to the gateway of the mesh"
+      protocol    = "tcp"
+      from_port   = 80
+      to_port     = 80
+      type        = "ingress"
+      self        = true
     }
   }
 }

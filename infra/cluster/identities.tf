@@ -1,5 +1,4 @@
-# One role a workload, by EKS Pod Identity. The roles of our own workloads also trust the cluster's OIDC
-# provider (IRSA), because their service accounts in k8s/ name them.
+# One role a workload: add-ons take theirs by EKS Pod Identity, our own workloads by the OIDC provider (IRSA).
 
 locals {
   artifacts      = module.artifacts.s3_bucket_arn
@@ -68,43 +67,25 @@ locals {
   }
 }
 
+# By the cluster's OIDC provider (IRSA) and not by Pod Identity: the network policies of k8s/ keep these pods from
+# link-local addresses, where the node's own credentials are to be had, and Pod Identity's agent as well.
 module "workload" {
-  source   = "terraform-aws-modules/eks-pod-identity/aws"
-  version  = "2.8.1"
+  source   = "terraform-aws-modules/iam/aws//modules/iam-role"
+  version  = "6.5.0"
   for_each = local.workloads
 
   name            = "${local.name}-${each.key}"
   use_name_prefix = false
   description     = "${each.value.service_account} in ${each.value.namespace} of ${local.name}"
 
-  attach_custom_policy = true
-  policy_statements    = local.workload_statements[each.key]
+  enable_oidc        = true
+  oidc_provider_urls = [module.eks.oidc_provider]
+  oidc_subjects      = ["system:serviceaccount:${each.value.namespace}:${each.value.service_account}"]
+  oidc_audiences     = ["sts.amazonaws.com"]
 
-  trust_policy_statements = [{
-    sid        = "IRSA"
-    effect     = "Allow"
-    actions    = ["sts:AssumeRoleWithWebIdentity"]
-    principals = [{ type = "Federated", identifiers = [module.eks.oidc_provider_arn] }]
-    condition = [
-      {
-        test     = "StringEquals"
-        variable = "${module.eks.oidc_provider}:sub"
-        values   = ["system:serviceaccount:${each.value.namespace}:${each.value.service_account}"]
-      },
-      {
-        test     = "StringEquals"
-        variable = "${module.eks.oidc_provider}:aud"
-        values   = ["sts.amazonaws.com"]
-      },
-    ]
-  }]
-
-  associations = {
-    this = {
-      cluster_name    = module.eks.cluster_name
-      namespace       = each.value.namespace
-      service_account = each.value.service_account
-    }
+  create_inline_policy = true
+  inline_policy_permissions = {
+    for statement in local.workload_statements[each.key] : statement.sid => statement
   }
 }
 

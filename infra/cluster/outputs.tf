@@ -32,12 +32,12 @@ output "cluster_certificate_authority_data" {
 
 output "flows_role_arn" {
   description = "For the annotation of the service account modelserve-flows in k8s/overlays."
-  value       = module.workload["flows"].iam_role_arn
+  value       = module.workload["flows"].arn
 }
 
 output "server_role_arn" {
   description = "For the annotation of the service account modelserve-server in k8s/overlays."
-  value       = module.workload["server"].iam_role_arn
+  value       = module.workload["server"].arn
 }
 
 output "github_roles" {

@@ -40,11 +40,32 @@ module "artifacts" {
   bucket        = "${local.name}-artifacts-${var.account_id}"
   force_destroy = var.environment != "production"
 
-  attach_deny_insecure_transport_policy    = true
-  attach_require_latest_tls_policy         = true
-  attach_deny_incorrect_encryption_headers = true
-  attach_deny_incorrect_kms_key_sse        = true
-  allowed_kms_key_arn                      = module.kms.key_arn
+  attach_deny_insecure_transport_policy = true
+  attach_require_latest_tls_policy      = true
+
+  # The bucket encrypts with its key whatever arrives without a wish of its own. The module's statements about
+  # encryption would refuse that too, and with it every upload of an ordinary S3 client.
+  attach_policy = true
+  policy = jsonencode({
+    Version = "2012-10-17"
+    Statement = [
+      for sid, wish in {
+        OtherEncryption = { header = "s3:x-amz-server-side-encryption", ours = "aws:kms" }
+        OtherKey        = { header = "s3:x-amz-server-side-encryption-aws-kms-key-id", ours = module.kms.key_arn }
+      } :
+      {
+        Sid       = sid
+        Effect    = "Deny"
+        Principal = "*"
+        Action    = "s3:PutObject"
+        Resource  = "arn:aws:s3:::${local.name}-artifacts-${var.account_id}/*"
+        Condition = {
+          Null            = { (wish.header) = "false" }
+          StringNotEquals = { (wish.header) = wish.ours }
+        }
+      }
+    ]
+  })
 
   server_side_encryption_configuration = local.bucket_defaults.sse
   versioning                           = { enabled = true }

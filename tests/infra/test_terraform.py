@@ -226,3 +226,32 @@ def test_the_prefect_server_is_the_version_that_the_flows_use() -> None:
     pinned = re.search(r"^prefect==(.+)$", (REPOSITORY / "constraints.txt").read_text(), re.MULTILINE)
     assert pinned
     assert tag.startswith(f"{pinned[1]}-")
+
+
+def test_uploads_of_an_ordinary_s3_client_are_accepted() -> None:
+    """Ours name no encryption, since the bucket's default encrypts: a policy that asks for it refuses all."""
+    artifacts = modules()["artifacts"]
+    assert not {name for name in artifacts if name.startswith("attach_deny_incorrect")}
+    text = (INFRA / "cluster" / "storage.tf").read_text()
+    assert text.count('{ (wish.header) = "false" }') == 1, "refused is only what names another encryption"
+
+
+def test_pods_that_are_kept_from_link_local_addresses_take_their_role_without_the_agent() -> None:
+    """Pod Identity's agent listens at 169.254.170.23, and with an association EKS offers no other way."""
+    policies = [path.read_text() for path in (REPOSITORY / "k8s" / "base").rglob("network-policies.yaml")]
+    assert len(policies) == 2
+    assert all("except: [169.254.0.0/16]" in text for text in policies)
+    workload = modules()["workload"]
+    assert workload["source"] == "terraform-aws-modules/iam/aws//modules/iam-role"
+    assert workload["enable_oidc"] is True
+    assert "associations" not in workload
+
+
+def test_nodes_may_reach_the_gateway_of_the_mesh() -> None:
+    """The EKS module opens ports from 1025 on between nodes; Istio's gateway listens below."""
+    ingress = (REPOSITORY / "k8s" / "components" / "nginx" / "ingress.yaml").read_text()
+    port = re.search(r"name: istio-ingressgateway\n\s+port:\n\s+number: (\d+)", ingress)
+    assert port
+    opened = modules()["eks"]["node_security_group_additional_rules"]["mesh_gateway"]
+    assert opened["from_port"] == opened["to_port"] == int(port[1])
+    assert opened["self"] is True

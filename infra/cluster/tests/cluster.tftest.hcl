@@ -1,8 +1,8 @@
-# `terraform test`: plans with mock providers, so that no account is needed. Modules are replaced by the outputs
-# that this configuration reads; what is tested is what is written here.
+# `terraform test`: plans with a mock of AWS, so that no account is needed. Modules are replaced by the outputs
+# that this configuration reads; what is tested is what is written here. `random` is the real one: it needs no
+# account, and a mock provider cannot open its ephemeral passwords.
 
 mock_provider "aws" {}
-mock_provider "random" {}
 
 override_module {
   target = module.kms
@@ -41,7 +41,7 @@ override_module {
 
 override_module {
   target  = module.workload
-  outputs = { iam_role_arn = "arn:aws:iam::111111111111:role/mock" }
+  outputs = { arn = "arn:aws:iam::111111111111:role/mock" }
 }
 
 override_module {
@@ -252,6 +252,19 @@ run "secrets_have_the_names_that_manifests_use" {
       "registry", "jobs-database", "prefect", "dashboards", "redis", "alerts", "grafana", "alertmanager",
     ])
     error_message = "k8s/ and the platform chart name these"
+  }
+}
+
+run "every_node_of_the_cache_is_watched" {
+  command = plan
+
+  variables {
+    cache = { node_type = "cache.t4g.small", nodes = 2 }
+  }
+
+  assert {
+    condition     = toset([for alarm in local.cache_node_alarms : alarm.node]) == toset(["modelserve-staging-001", "modelserve-staging-002"])
+    error_message = "after a failover another node is the primary"
   }
 }
 
