@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
 import subprocess
@@ -161,29 +162,63 @@ def test_modelserve_verbs_and_options_exist() -> None:
     group = typer.main.get_command(app)
     known: dict[str, Any] = group.commands  # type: ignore[attr-defined]
     called = [command for _, command in COMMANDS if command[0] == ".venv/bin/modelserve"]
-    assert {command[1] for command in called} == {"register", "rollback"}
+    assert {command[1] for command in called} == {"register"}
     for command in called:
         options = {option for one in known[command[1]].params for option in one.opts}
         given = set(re.findall(r"--[a-z-]+", " ".join(command)))
         assert given <= options, f"{command[1]} knows {sorted(options)}"
 
 
-def test_the_prefect_deployment_and_its_parameters_exist() -> None:
-    called = [command for _, command in COMMANDS if command[0] == ".venv/bin/prefect"]
-    assert len(called) == 1
-    flow, _, deployment = called[0][3].partition("/")
+@pytest.mark.parametrize(
+    ("deployment", "parameters"),
+    [("promote/promote", {"model", "version"}), ("rollback/rollback", {"model", "to", "reason"})],
+)
+def test_the_prefect_deployments_and_their_parameters_exist(deployment: str, parameters: set[str]) -> None:
+    (called,) = [
+        command
+        for _, command in COMMANDS
+        if command[0] == ".venv/bin/prefect" and command[1:4] == ["deployment", "run", deployment]
+    ]
+    name, _, listed_as = deployment.partition("/")
     listed = yaml.safe_load((REPOSITORY / "prefect.yaml").read_text())["deployments"]
-    entrypoints = {one["name"]: one["entrypoint"] for one in listed}
-    assert entrypoints[deployment] == f"flows.{flow}.{flow}"
-    from flows.promote import promote
+    assert {one["name"]: one["entrypoint"] for one in listed}[listed_as] == f"flows.{name}.{name}"
+    flow = getattr(importlib.import_module(f"flows.{name}"), name)
+    assert flow.name == name
+    given = set(re.findall(r"-p \"?([a-z]+)=", " ".join(called)))
+    given |= {word.partition("=")[0] for word in called if re.fullmatch(r"[a-z]+=.*", word)}
+    assert given == parameters <= flow.parameters.properties.keys()
+    # The job waits for the flow, and its outcome is the flow's.
+    assert "--watch" in called
 
-    assert promote.name == flow
-    given = {word.partition("=")[0] for word in called[0] if re.fullmatch(r"[a-z]+=.*", word)}
-    assert given == {"model", "version"} <= promote.parameters.properties.keys()
+
+def test_prefect_knows_the_options() -> None:
+    given = {
+        word
+        for _, command in COMMANDS
+        if command[0] == ".venv/bin/prefect"
+        for word in command
+        if word.startswith("--")
+    }
     done = subprocess.run(
         [REPOSITORY / ".venv/bin/prefect", "deployment", "run", "--help"], capture_output=True, text=True
     )
-    assert {"--watch", "--watch-timeout"} <= set(re.findall(r"--[a-z-]+", done.stdout))
+    assert given <= set(re.findall(r"--[a-z-]+", done.stdout))
+
+
+def test_a_runner_changes_no_route_itself() -> None:
+    """Its role has no access entry in the cluster: what changes routes runs there, as a flow."""
+    acting = {"promote", "rollback", "pause", "resume", "abort", "sweep"}
+    called = {command[1] for _, command in COMMANDS if command[0] == ".venv/bin/modelserve"}
+    assert not called & acting
+
+
+def test_a_plan_needs_no_secret() -> None:
+    """Reading a secret's version back needs the secret itself, which the role of pull requests is denied."""
+    plans = [command for _, command in COMMANDS if command[0] == "terraform" and "plan" in command]
+    assert plans
+    assert all("-refresh=false" in command for command in plans)
+    role = (REPOSITORY / "infra" / "cluster" / "github.tf").read_text()
+    assert "NoSecretsInPlans" in role
 
 
 def test_files_that_steps_name_exist() -> None:
