@@ -34,7 +34,7 @@ test: setup  ## all tests: fast ones first, then real parts, then end to end and
 fast: setup  ## the tests that take seconds
 	$(PYTEST) -q tests/domain tests/serving
 
-lint: setup  ## style, types, import contracts, manifests, rules
+lint: setup  ## style, types, import contracts, manifests, rules, workflows
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -42,6 +42,7 @@ lint: setup  ## style, types, import contracts, manifests, rules
 	$(BIN)/hadolint --config .hadolint.yaml serving/Containerfile infra/images/base.Containerfile
 	$(BIN)/python monitoring/generate_dashboards.py --check
 	promtool check rules monitoring/rules/*.yml
+	$(BIN)/actionlint -shellcheck= -pyflakes=
 	$(BIN)/python -m tests.manifests.validate
 
 check: lint test  ## what CI runs

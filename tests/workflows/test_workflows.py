@@ -137,6 +137,25 @@ def test_a_script_is_short_and_takes_no_foreign_text(where: str, step: dict[str,
         assert expression.strip().startswith("matrix."), f"{where}: {expression}"
 
 
+ACTIONLINT = [REPOSITORY / ".venv/bin/actionlint", "-shellcheck=", "-pyflakes=", "-oneline"]
+"""As in `make lint`. What the script checkers of a machine say would differ from machine to machine."""
+
+
+def test_every_expression_key_and_type_is_valid() -> None:
+    done = subprocess.run([*ACTIONLINT, *WORKFLOWS], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def test_a_misspelt_key_or_expression_would_be_found(tmp_path: Path) -> None:
+    text = (FOLDER / "ci.yml").read_text()
+    broken = tmp_path / "ci.yml"
+    broken.write_text(text.replace("matrix.device", "matrix.devise").replace("timeout-minutes: 15", "timeout: 15"))
+    done = subprocess.run([*ACTIONLINT, broken], cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert 'property "devise" is not defined' in done.stdout
+    assert 'unexpected key "timeout"' in done.stdout
+
+
 def test_every_command_is_one_of_ours() -> None:
     programs = {command[0] for _, command in COMMANDS}
     assert programs <= {
