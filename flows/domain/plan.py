@@ -49,6 +49,11 @@ class Plan:
 def plan(policy: PromotionPolicy, requests_per_second: float, base_error_rate: float) -> Plan:
     """Walk the ramp with expected counts. Both arguments as measured over the last hour, of all arms."""
     rate = min(max(base_error_rate, 0.0), 0.5)
+    if not last_proving_step(policy):
+        uncompared = (
+            "warning: no step before 100 %: the canary is compared with nobody before it serves everybody"
+        )
+        return Plan(max(requests_per_second, 0.0), rate, None, None, (uncompared,), False)
     if requests_per_second <= 0:
         silence = "warning: there was no traffic in the last hour; without any, the canary holds and then: "
         return Plan(0.0, rate, None, None, (silence + _at_deadline(policy),), False)
@@ -123,7 +128,7 @@ def _walk(
 def _ramp(
     policy: PromotionPolicy, requests_per_second: float, rate: float, ratio: float, seconds: float
 ) -> tuple[float | None, float | None]:
-    steps: Sequence[int] = [step for step in policy.steps if step < final_weight(policy)] or [50]
+    steps: Sequence[int] = [step for step in policy.steps if step < final_weight(policy)]
     weights = np.full(PLANNED_WINDOWS, float(steps[0]))
     for step, following in zip(steps, [*steps[1:], 0], strict=True):
         counted = _expected(weights, seconds, requests_per_second, rate, ratio)

@@ -107,7 +107,32 @@ class PromotionPolicy(BaseModel):
         ramp = info.data.get("dwell_seconds", 0) * max(1, len(info.data.get("steps", ())) - 1)
         if seconds < ramp:
             raise ValueError(f"must not be below {ramp:g}: dwell_seconds at each step before 100")
+        window = info.data.get("window_seconds", 0)
+        if seconds < window:
+            raise ValueError(f"must not be below window_seconds ({window:g}): nothing could be judged")
         return seconds
+
+    @field_validator("weights")
+    @classmethod
+    def _agreement_is_looked_at_when_it_is_asked_for(cls, weights: Weights, info: ValidationInfo) -> Weights:
+        asked = info.data.get("min_agreement") is not None
+        if asked and weights.agreement == 0:
+            raise ValueError("agreement is 0, so that min_agreement would never be looked at")
+        if not asked and weights.errors + weights.latency + weights.outputs == 0:
+            raise ValueError("only agreement counts, and without min_agreement nothing would be judged")
+        return weights
+
+    @field_validator("hold_back")
+    @classmethod
+    def _a_hold_back_has_its_time_and_its_place(cls, percent: int, info: ValidationInfo) -> int:
+        if percent and info.data.get("post_watch_seconds") == 0:
+            raise ValueError("is for the watch after 100 %, and post_watch_seconds is 0")
+        beyond = [step for step in info.data.get("steps", ()) if 100 - percent <= step < 100]
+        if beyond:
+            raise ValueError(
+                f"leaves the canary {100 - percent} % at most, and {beyond[0]} is one of the steps"
+            )
+        return percent
 
     @field_validator("approve_before")
     @classmethod

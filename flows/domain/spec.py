@@ -111,7 +111,8 @@ def _problems(error: ValidationError) -> list[str]:
         if detail["type"] == "extra_forbidden":
             problems.append(f"{key}: unknown key; allowed here: {', '.join(_siblings(detail['loc']))}")
         else:
-            problems.append(f"{key}: {detail['msg']} (found {detail['input']!r})")
+            message = detail["msg"].removeprefix("Value error, ")
+            problems.append(f"{key}: {message} (found {detail['input']!r})")
     return problems
 
 

@@ -39,6 +39,28 @@ promotion: {promotion}
         ("{approve_before: [30]}", "promotion.approve_before: "),
         ("{at_deadline: shrug}", "promotion.at_deadline: "),
         ("{hold_back: 60}", "promotion.hold_back: "),
+        ("{hold_back: 50, steps: [5, 100]}", "promotion.hold_back: "),
+        ("{hold_back: 10, post_watch_seconds: 0}", "promotion.hold_back: is for the watch after 100 %"),
+        (
+            "{hold_back: 10, steps: [5, 95, 100]}",
+            "promotion.hold_back: leaves the canary 90 % at most, and 95",
+        ),
+        (
+            "{hold_back: 10, steps: [5, 90, 100]}",
+            "promotion.hold_back: leaves the canary 90 % at most, and 90",
+        ),
+        ("{dwell_seconds: 0, deadline_seconds: 10}", "promotion.deadline_seconds: must not be below window"),
+        ("{deadline_seconds: 0}", "promotion.deadline_seconds: "),
+        ("{window_seconds: 0}", "promotion.window_seconds: "),
+        ("{min_requests: 0}", "promotion.min_requests: "),
+        ("{max_absolute: 0}", "promotion.max_absolute: "),
+        ("{max_slowdown: 0.5}", "promotion.max_slowdown: "),
+        ("{min_agreement: 1.2}", "promotion.min_agreement: "),
+        ("{min_agreement: 0.9, weights: {agreement: 0}}", "promotion.weights: agreement is 0"),
+        ("{weights: {errors: 0, latency: 0, outputs: 0}}", "promotion.weights: only agreement counts"),
+        ("{slo_error_rate: 1}", "promotion.slo_error_rate: "),
+        ("{slo_latency_seconds: 0}", "promotion.slo_latency_seconds: "),
+        ("{post_watch_seconds: -1}", "promotion.post_watch_seconds: "),
         ("{weights: {errors: 0, latency: 0, outputs: 0, agreement: 0}}", "promotion.weights.agreement: "),
         ("{weights: {errors: -1}}", "promotion.weights.errors: "),
         ("{patience: 5}", "promotion.patience: unknown key"),
@@ -86,6 +108,13 @@ def test_a_plan_that_cannot_decide_warns_with_numbers(
     last = found.sentences[-1]
     assert last.startswith("warning: ")
     assert warning in last
+
+
+def test_a_plan_without_a_control_group_says_that_nothing_will_be_compared() -> None:
+    for rps in (0.0, 50.0):
+        found = plan(PromotionPolicy(steps=(100,)), rps, 0.005)
+        assert (found.decides, found.minutes_to_find, found.minutes_to_certify) == (False, None, None)
+        assert found.sentences[-1].startswith("warning: no step before 100 %")
 
 
 def test_a_doubling_that_the_policy_accepts_is_said_to_pass() -> None:
