@@ -149,7 +149,9 @@ def test_every_expression_key_and_type_is_valid() -> None:
 def test_a_misspelt_key_or_expression_would_be_found(tmp_path: Path) -> None:
     text = (FOLDER / "ci.yml").read_text()
     broken = tmp_path / "ci.yml"
-    broken.write_text(text.replace("matrix.device", "matrix.devise").replace("timeout-minutes: 15", "timeout: 15"))
+    broken.write_text(
+        text.replace("matrix.device", "matrix.devise").replace("timeout-minutes: 15", "timeout: 15")
+    )
     done = subprocess.run([*ACTIONLINT, broken], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 1
     assert 'property "devise" is not defined' in done.stdout
