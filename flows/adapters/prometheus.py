@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
 
@@ -61,7 +62,8 @@ class PrometheusCounters:
         selector = f'{{__name__=~"{metrics}",model="{models.pop()}",version=~"{versions}"}}'
         at, samples, warnings = self._query(f"{selector} or {SCRAPED}", "vector")
         problem = f"Prometheus answered in part: {warnings[0]}" if warnings else ""
-        snapshot = _snapshot(at, samples, frozenset(releases), problem)
+        with self._reading():
+            snapshot = _snapshot(at, samples, frozenset(releases), problem)
         if earlier is None:
             doubt = snapshot.doubt(self._fresh_seconds)
             if doubt:
@@ -77,16 +79,29 @@ class PrometheusCounters:
         _, series, _ = self._query(query, "matrix")
         total = errors = 0.0
         times: list[float] = []
-        for one in series:
-            values = [(float(at), float(value)) for at, value in one["values"]]
-            times += [values[0][0], values[-1][0]]
-            grown = sum(b - a if b >= a else b for (_, a), (_, b) in pairwise(values))
-            total += grown
-            errors += grown if one["metric"].get("class") == "5" else 0.0
+        with self._reading():
+            for one in series:
+                points = [(float(at), float(value)) for at, value in one["values"]]
+                values = [(at, value) for at, value in points if math.isfinite(value) and value >= 0]
+                times += [at for at, _ in (*values[:1], *values[-1:])]
+                grown = sum(b - a if b >= a else b for (_, a), (_, b) in pairwise(values))
+                total += grown
+                errors += grown if one["metric"]["class"] == "5" else 0.0
         span = max(times) - min(times) if times else 0.0
         if not total or not span:
             return 0.0, 0.0
         return total / span, errors / total
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """A sample that lacks a label would be counted as something else: it is none, and said to be."""
+        try:
+            yield
+        except (KeyError, ValueError, TypeError, IndexError) as error:
+            raise DependencyDown(
+                f"Prometheus at {self._url} holds a series that cannot be read ({error!r}); "
+                "are the rules of this version loaded, and no others of the same names?"
+            ) from error
 
     def _query(self, query: str, kind: str) -> tuple[float, list[dict[str, Any]], list[str]]:
         """Time of evaluation, results, and warnings of a partial answer."""
@@ -139,7 +154,7 @@ def _snapshot(at: float, samples: list[dict[str, Any]], releases: frozenset[str]
 
 def _series(name: str, labels: Mapping[str, str]) -> Series:
     kind, label = KINDS[name]
-    value = labels.get(label, "")
+    value = labels[label] if label else ""
     if kind == "latency":
         value = repr(float(value))
     elif kind == "served":

@@ -194,6 +194,51 @@ def test_answers_that_are_none(fake: FakePrometheus, content: Any, status: int, 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "sample",
+    [
+        # No class: an error would count as a success. No bound, no version, another version's rules.
+        'traffic:requests:count{model="flights",version="2",pod="a"}',
+        'traffic:latency:bucket{model="flights",version="2",pod="a"}',
+        'traffic:latency:bucket{model="flights",version="2",le="fast",pod="a"}',
+        'traffic:requests:count{model="flights",class="2",pod="a"}',
+        'traffic:requests:rate{model="flights",version="2",class="2",pod="a"}',
+    ],
+)
+def test_a_series_that_cannot_be_read_is_not_taken_for_something_else(
+    fake: FakePrometheus, sample: str
+) -> None:
+    fake.vector(*requests("40", (sample, "7")))
+    with pytest.raises(DependencyDown, match="holds a series that cannot be read") as caught:
+        PrometheusCounters(fake.url).snapshot(RELEASES)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_native_histogram_is_no_counter(fake: FakePrometheus) -> None:
+    series = {"__name__": "traffic:latency:bucket", "model": "flights", "version": "2", "le": "1"}
+    result = [{"metric": {"__name__": "traffic:scrape:seconds", "pod": "a"}, "value": [NOW, str(NOW)]}]
+    result += [{"metric": series, "histogram": [NOW, {"count": "3"}]}]
+    fake.answer({"status": "success", "data": {"resultType": "vector", "result": result}})
+    with pytest.raises(DependencyDown, match="'value'"):
+        PrometheusCounters(fake.url).snapshot(RELEASES)
+
+
+def test_several_series_of_a_release_are_kept_apart_and_counted_once_each(fake: FakePrometheus) -> None:
+    def moment(at: float, a: int, b: int) -> list[tuple[str, str]]:
+        name = 'traffic:requests:count{model="flights",version="2",class="2",pod="%s"}'
+        scraped = 'traffic:scrape:seconds{pod="%s"}'
+        up = [(scraped % pod, str(at - 1)) for pod in "ab"]
+        return [*up, (name % "a", str(a)), (name % "b", str(b))]
+
+    counters = PrometheusCounters(fake.url)
+    fake.vector(*moment(NOW, 40, 1000))
+    before = counters.snapshot(RELEASES)
+    # One gateway began again: added up first, the sum would have gone down by 938.
+    fake.vector(*moment(NOW + 15, 52, 50), at=NOW + 15)
+    window = difference(before, counters.snapshot(RELEASES, before), "flights-v2", "flights-v1", 5)
+    assert (window.observed, window.canary.requests) == (True, 12 + 50)
+
+
 def test_nobody_there() -> None:
     with pytest.raises(DependencyDown, match="does not answer"):
         PrometheusCounters("http://127.0.0.1:9", timeout_seconds=1).snapshot(RELEASES)
@@ -216,6 +261,14 @@ def test_the_last_hours_traffic_is_counted_across_resets(fake: FakePrometheus) -
     assert errors == pytest.approx(1 / 350)
     fake.answer({"status": "success", "data": {"resultType": "matrix", "result": []}})
     assert PrometheusCounters(fake.url).recent("flights") == (0.0, 0.0)
+    # What is no count tells nothing, and does not make the plan's numbers NaN.
+    torn = [series("2", [100, float("nan"), 300]), series("5", [float("nan")])]
+    fake.answer({"status": "success", "data": {"resultType": "matrix", "result": torn}})
+    assert PrometheusCounters(fake.url).recent("flights") == (pytest.approx(200 / 20), 0.0)
+    del torn[0]["metric"]["class"]
+    fake.answer({"status": "success", "data": {"resultType": "matrix", "result": torn}})
+    with pytest.raises(DependencyDown, match="'class'"):
+        PrometheusCounters(fake.url).recent("flights")
 
 
 def test_snapshots_of_an_answer_survive_json(fake: FakePrometheus) -> None:
