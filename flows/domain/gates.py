@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -11,12 +11,13 @@ import numpy as np
 
 from flows.domain.evidence import (
     LARGEST,
+    WORSE,
     mean_log,
     one_sample_evidence,
     ratio_logs,
     shift_evidence,
 )
-from flows.domain.paths import Path, Tally, rejection
+from flows.domain.paths import Path, Tally, rejection, table
 from flows.domain.policy import PromotionPolicy
 from flows.domain.windows import Window
 
@@ -99,7 +100,7 @@ def broken_outputs(policy: PromotionPolicy, windows: Sequence[Window]) -> Readin
 def incident(policy: PromotionPolicy, windows: Sequence[Window], counted: Tally) -> str | None:
     """Why both releases seem to fail together; None when the stable is as healthy as it was.
 
-    The stable's last minute against its own past, and against the service level when there is no past.
+    The stable's last minute against the service level, and against its own past.
     """
     now = windows[-1].end
     first = next(index for index, one in enumerate(windows) if one.end > now - INCIDENT_SECONDS)
@@ -107,16 +108,35 @@ def incident(policy: PromotionPolicy, windows: Sequence[Window], counted: Tally)
     bad, total = counted.stable_errors[first:].sum(), counted.stable[first:].sum()
     bad_past, total_past = counted.stable_errors[:first].sum(), counted.stable[:first].sum()
     broken = mean_log(one_sample_evidence(bad, total, policy.slo_error_rate), axis=-1)
-    share = np.array([total / max(total + total_past, 1)])
-    logs = ratio_logs(np.array([[bad]]), np.array([[bad + bad_past]]), share)
-    risen = mean_log(logs, axis=0)[0, 0] if total_past else 0.0
-    if max(float(broken), float(risen)) < rejection(policy):
+    if max(float(broken), _risen(policy, counted, first)) < rejection(policy):
         return None
     before = f", {percent(bad_past, total_past)} before" if total_past else ""
     return (
         f"the stable fails as well ({percent(bad, total)} of its last {total:.0f} requests{before}): "
         "an incident that both share; weights stay until it is over"
     )
+
+
+def _risen(policy: PromotionPolicy, counted: Tally, first: int) -> float:
+    """log E that the stable, from the window `first` on, fails over `max_ratio` times as often as before.
+
+    Averaged over beginnings of the past, since the later past may be the incident itself, and over the last
+    few windows, since the incident may be young.
+    """
+    logs = [np.zeros(1)]
+    recent = len(counted.stable) - first
+    while first and recent:
+        bad, total = counted.stable_errors[-recent:].sum(), counted.stable[-recent:].sum()
+        bad_past, total_past = np.cumsum(counted.stable_errors[:first]), np.cumsum(counted.stable[:first])
+        share = total / np.maximum(total + total_past, 1)
+        both = (bad + bad_past)[:, None]
+        logs.append(
+            ratio_logs(
+                np.full_like(both, bad), both, share, policy.max_ratio * WORSE, policy.max_ratio
+            ).reshape(-1)
+        )
+        recent //= 2
+    return float(mean_log(np.concatenate(logs), axis=0))
 
 
 def percent(part: float, whole: float) -> str:
@@ -148,8 +168,8 @@ def _even(policy: PromotionPolicy, windows: Sequence[Window]) -> bool:
     halves = [window.halves for window in windows if window.halves is not None]
     if not halves:
         return True
-    bad = np.array([[left.errors, right.errors] for left, right in halves], dtype=np.float64)
-    total = np.array([[left.requests, right.requests] for left, right in halves], dtype=np.float64)
+    counted = [(left.errors, right.errors, left.requests, right.requests) for left, right in halves]
+    bad, total = np.split(np.array(counted, dtype=np.float64), 2, axis=1)
     both = bad.sum(axis=1, keepdims=True)
     share = total / np.maximum(total.sum(axis=1, keepdims=True), 1)
     logs = [ratio_logs(bad[:, [side]], both, share[:, side]).sum(axis=-2)[:, 0] for side in (0, 1)]
@@ -198,11 +218,11 @@ def _shift(windows: list[Window], tolerated: float) -> tuple[float, Reading]:
     canary = _summed([window.canary.outputs for window in windows])
     stable = _summed([window.stable.outputs for window in windows if window.stable is not None])
     names = sorted({*canary, *stable}, key=_edge)
-    total_c, total_s = sum(canary.values()), sum(stable.values())
+    total_c, total_s = int(sum(canary.values())), int(sum(stable.values()))
     nothing = Reading("outputs", 0.0, 0, total_c, 0, total_s, "predictions were elsewhere")
     if len(names) < 2 or not total_c or not total_s:
         return 0.0, nothing
-    bins_c, bins_s = (np.array([float(one.get(name, 0)) for name in names]) for one in (canary, stable))
+    bins_c, bins_s = (np.array([one.get(name, 0.0) for name in names]) for one in (canary, stable))
     labels = [f"predictions were in {name}" for name in names]
     if all(math.isfinite(_edge(name)[0]) for name in names[:-1]):
         # Ordered bins: also everything up to a bin, which sees a shift that is spread over many bins.
@@ -235,9 +255,6 @@ def _edge(name: str) -> tuple[float, str]:
         return (math.inf, name)
 
 
-def _summed(bins: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    sums: dict[str, int] = {}
-    for one in bins:
-        for name, count in one.items():
-            sums[name] = sums.get(name, 0) + count
-    return sums
+def _summed(bins: Sequence[Mapping[str, int]]) -> dict[str, float]:
+    names, rows = table(bins)
+    return dict(zip(names, rows.sum(axis=0).tolist(), strict=True))

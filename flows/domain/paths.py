@@ -7,9 +7,10 @@ one. Leading axes are independent runs, so that what is simulated is what decide
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,8 @@ from flows.domain.evidence import (
 )
 from flows.domain.policy import PromotionPolicy
 from flows.domain.windows import Counts, Window
+
+Key = TypeVar("Key")
 
 APPLIED = 0.8
 """A step is credited only where at least this part of the set weight is seen in the requests."""
@@ -56,7 +59,10 @@ def tally(policy: PromotionPolicy, windows: Sequence[Window]) -> Tally:
     nothing = Counts()
     canaries = [window.canary for window in windows]
     stables = [window.stable or nothing for window in windows]
-    pairs = paired(policy, _shared_bounds([*canaries, *stables]))
+    arms = [*canaries, *stables]
+    bounds, slow = table([counts.slow for counts in arms])
+    pairs = paired(policy, _shared(bounds, arms))
+    places = {bound: place for place, bound in enumerate(bounds)}
 
     def column(values: list[float]) -> Array:
         return np.array(values, dtype=np.float64)
@@ -70,8 +76,8 @@ def tally(policy: PromotionPolicy, windows: Sequence[Window]) -> Tally:
         column([counts.errors for counts in stables]),
         column([counts.timed for counts in canaries]),
         column([counts.timed for counts in stables]),
-        _slow(canaries, [pair[1] for pair in pairs]),
-        _slow(stables, [pair[0] for pair in pairs]),
+        slow[: len(canaries), [places[pair[1]] for pair in pairs]],
+        slow[len(canaries) :, [places[pair[0]] for pair in pairs]],
         tuple(pairs),
     )
 
@@ -244,22 +250,22 @@ def _plausible(canary: Array, total: Array, weight: Array) -> NDArray[np.bool_]:
     return np.asarray(canary >= APPLIED * part * total - chance)
 
 
-def _shared_bounds(arms: list[Counts]) -> list[float]:
-    """The bounds of every window that timed a request."""
-    layouts = [[*counts.slow] for counts in arms if counts.timed]
-    if not layouts:
-        return []
-    if all(layout == layouts[0] for layout in layouts):
-        return sorted(layouts[0])
-    return sorted(set.intersection(*map(set, layouts)))
+def _shared(bounds: Sequence[float], arms: Sequence[Counts]) -> list[float]:
+    """The bounds of every window that timed a request: only these add up."""
+    timed = [counts.slow for counts in arms if counts.timed]
+    if all(len(slow) == len(bounds) for slow in timed):
+        return sorted(bounds) if timed else []
+    return sorted(set(bounds).intersection(*timed))
 
 
-def _slow(arms: list[Counts], wanted: list[float]) -> Array:
-    layout = [*arms[0].slow]
-    if set(wanted) <= set(layout) and all([*counts.slow] == layout for counts in arms):
-        # As ever, unless the mesh changed its buckets or a window had no requests.
-        flat = chain.from_iterable(counts.slow.values() for counts in arms)
-        table = np.fromiter(flat, np.float64, len(arms) * len(layout)).reshape(len(arms), len(layout))
-        return table[:, [layout.index(bound) for bound in wanted]]
-    table = np.array([[counts.slow.get(bound, 0) for bound in wanted] for counts in arms], dtype=np.float64)
-    return table.reshape(len(arms), len(wanted))
+def table(counted: Sequence[Mapping[Key, int]]) -> tuple[list[Key], Array]:
+    """All keys, and a row of counts for each mapping: 0 for a key that it lacks."""
+    keys = list(counted[0]) if counted else []
+    if list(chain.from_iterable(counted)) == keys * len(counted):
+        # As ever, unless the mesh changed its buckets or a class was predicted for the first time.
+        flat = chain.from_iterable([one.values() for one in counted])
+        rows = np.fromiter(flat, np.float64, len(counted) * len(keys))
+    else:
+        keys = list(dict.fromkeys(chain.from_iterable(counted)))
+        rows = np.array([[one.get(key, 0) for key in keys] for one in counted], dtype=np.float64)
+    return keys, rows.reshape(len(counted), len(keys))

@@ -73,8 +73,13 @@ def blind(policy: PromotionPolicy, windows: list[Window]) -> str:
         return NO_STABLE
     here = [window.canary for window in step]
     requests = sum(counts.requests for counts in here)
-    if requests and policy.require_metrics and not any(counts.reported for counts in here):
+    # The last word counts: servers that have fallen silent may have begun to answer nonsense.
+    asked = [counts for counts in here if counts.requests]
+    if policy.require_metrics and asked and not asked[-1].reported:
         return "the canary's servers show no metrics: its outputs cannot be checked (require_metrics)"
+    compared = [stable for stable in stables if stable.requests]
+    if policy.require_metrics and policy.weights.outputs and compared and not compared[-1].reported:
+        return "the stable's servers show no metrics: predictions cannot be compared (require_metrics)"
     if requests >= policy.min_requests and policy.weights.latency and not any(one.timed for one in here):
         return "the gateway shows no latencies of the canary: is its histogram recorded?"
     if (

@@ -103,19 +103,13 @@ class Promotion:
     """Times (seconds from the start) in which Prometheus does not answer."""
     mesh: bool = True
     """False: the mesh does not apply the weights that are written."""
+    _before: Snapshot | None = None
 
     def run(self, minutes: float) -> str:
         """How it ended: promoted, rollback, keep, or open."""
         self._shift(self.policy.steps[0])
-        before = self.traffic.snapshot()
         while self.traffic.now < START + 60 * minutes:
-            self.traffic.run(self.policy.window_seconds)
-            window = self._window(before)
-            if window.observed:
-                before = self.traffic.snapshot(before)
-            self.windows.append(window)
-            verdict = judge(self.policy, self.windows)
-            self.verdicts.append(verdict)
+            verdict = self.step()
             if verdict.outcome in ("rollback", "keep"):
                 return verdict.outcome
             if verdict.outcome == "advance":
@@ -123,6 +117,16 @@ class Promotion:
                     return "promoted"
                 self._shift(self.policy.steps[self.policy.steps.index(self.weight) + 1])
         return "open"
+
+    def step(self) -> Verdict:
+        """One more window at the same weight, whatever is said of it."""
+        before = self._before or self.traffic.snapshot()
+        self.traffic.run(self.policy.window_seconds)
+        window = self._window(before)
+        self._before = self.traffic.snapshot(before) if window.observed else before
+        self.windows.append(window)
+        self.verdicts.append(judge(self.policy, self.windows))
+        return self.verdicts[-1]
 
     def _window(self, before: Snapshot) -> Window:
         if any(first <= self.traffic.now - START < last for first, last in self.blind):

@@ -105,25 +105,12 @@ def test_an_incident_in_the_middle_freezes_and_then_goes_on() -> None:
     run.run(3)
     assert run.traffic.stable
     run.traffic.canary.error_rate = run.traffic.stable.error_rate = 0.3
-    frozen = [_continue(run) for _ in range(10)]
+    frozen = [run.step() for _ in range(10)]
     assert {verdict.metric for verdict in frozen[-5:]} == {"incident"}
     run.traffic.canary.error_rate = run.traffic.stable.error_rate = 0.005
-    later = [_continue(run) for _ in range(40)]
+    later = [run.step() for _ in range(40)]
     assert not any(verdict.kind == "reject" for verdict in later)
     assert later[-1].metric != "incident"
-
-
-def _continue(run: Promotion) -> Verdict:
-    """One more window at the same weight."""
-    from flows.domain.counters import difference
-    from tests.bench.simulated import CANARY, STABLE
-
-    before = run.traffic.snapshot()
-    run.traffic.run(run.policy.window_seconds)
-    run.windows.append(difference(before, run.traffic.snapshot(before), CANARY, STABLE, run.weight))
-    verdict = judge(run.policy, run.windows)
-    run.verdicts.append(verdict)
-    return verdict
 
 
 def test_no_traffic_holds_whatever_the_policy_says_of_the_unproven() -> None:
