@@ -1,8 +1,8 @@
 """A real API server for the tests marked `cluster`: the one that KUBECONFIG names, or one started here.
 
 With KUBEBUILDER_ASSETS (a folder with `etcd` and `kube-apiserver`) there are no controllers and no nodes;
-`Kubelet` then plays their part. With KUBECONFIG the cluster's own do; its nodes run real pods when
-MODELSERVE_TEST_RELEASE names a release file (see `real_release`).
+`Kubelet` then plays their part. With KUBECONFIG the cluster's own do, and its nodes run real pods: of the
+release that MODELSERVE_TEST_RELEASE names, or of one that is built and loaded here (see `runnable_release`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -62,15 +62,20 @@ class Admin:
             raise AssertionError(f"{method} {path}: {answer.status_code} {answer.text}")
         return dict(answer.json()) if answer.content else {}
 
+    def context(self) -> str:
+        """The name of the context in use: `kind-…`, `minikube`."""
+        return str(yaml.safe_load(self.kubeconfig.read_text()).get("current-context", ""))
+
     def exists(self, path: str) -> bool:
         return self.http.get(path).status_code == 200
 
     def nodes(self) -> list[Thing]:
-        """Nodes that can take pods."""
+        """Nodes that can take pods, tainted ones left out."""
         return [
             node
             for node in self.call("GET", "/api/v1/nodes")["items"]
             if not node["spec"].get("unschedulable")
+            and not any(taint["effect"] != "PreferNoSchedule" for taint in node["spec"].get("taints", []))
             and any(
                 c["type"] == "Ready" and c["status"] == "True" for c in node["status"].get("conditions", [])
             )
@@ -95,13 +100,15 @@ class Sandbox:
 def real_release() -> Release | None:
     """The release that nodes can run: a JSON file with model, version, sha256 and image.
 
-    `make image` writes one; MODELSERVE_TEST_RELEASE names it. The image must be on the nodes or in a registry
-    that they can pull from.
+    `python -m tests.platform.make_release` writes one; MODELSERVE_TEST_RELEASE names it. The image must be on
+    the nodes or in a registry that they can pull from.
     """
     path = os.environ.get("MODELSERVE_TEST_RELEASE")
-    if not path:
-        return None
-    content = json.loads(Path(path).read_text())
+    return read_release(Path(path)) if path else None
+
+
+def read_release(path: Path) -> Release:
+    content = json.loads(path.read_text())
     return Release(
         model=content["model"],
         version=int(content["version"]),
@@ -109,6 +116,49 @@ def real_release() -> Release | None:
         sha256=content["sha256"],
         image=content["image"],
     )
+
+
+def runnable_release(admin: Admin, folder: Path) -> Release | None:
+    """What nodes can run: the named release, else one built here, where its image can be put onto the nodes.
+
+    None where nobody knows how to do that (`loading_command`).
+    """
+    named = real_release()
+    if named is not None:
+        return named
+    command = loading_command(admin.context(), admin.nodes(), socket.gethostname(), shutil.which)
+    if command is None:
+        return None
+    from flows.settings import Settings
+    from flows.wiring import image_builder
+    from tests.platform.make_release import make
+
+    path = make(image_builder(Settings()), folder)
+    subprocess.run([*command, str(folder / "image.tar")], check=True)
+    return read_release(path)
+
+
+def loading_command(
+    context: str, nodes: list[Thing], here: str, which: Callable[[str], str | None]
+) -> list[str] | None:
+    """What puts an image archive onto every node, for the clusters that run on the machine of the tests."""
+    kind, _, name = context.partition("-")
+    if kind == "kind" and which("kind"):
+        return ["kind", "load", "image-archive", "--name", name]
+    if kind == "k3d" and which("k3d"):
+        return ["k3d", "image", "import", "--cluster", name]
+    if kind == "minikube" and which("minikube"):
+        return ["minikube", "image", "load"]
+    if [node["metadata"]["name"] for node in nodes] != [here]:
+        return None
+    runtime = nodes[0]["status"]["nodeInfo"]["containerRuntimeVersion"].partition("://")[0]
+    if runtime == "containerd" and which("k3s"):
+        return ["k3s", "ctr", "--namespace", "k8s.io", "images", "import"]
+    if runtime == "containerd" and which("ctr"):
+        return ["ctr", "--namespace", "k8s.io", "images", "import"]
+    if runtime == "cri-o" and which("podman"):
+        return ["podman", "load", "--quiet", "--input"]
+    return None
 
 
 @contextmanager
@@ -215,9 +265,15 @@ class Kubelet:
             "restartCount": 0,
             "state": {"waiting": waiting},
         }
-        self.sandbox.admin.call(
-            "PATCH", path + "/status", {"status": {"phase": "Pending", "containerStatuses": [container]}}
-        )
+        status = {"phase": "Pending", "containerStatuses": [container]}
+        self.sandbox.admin.call("PATCH", path + "/status", {"status": status}, ok=(404, 409))
+
+    def mend(self, name: str) -> None:
+        """From now on this release's servers become ready; nothing of an earlier failure is left."""
+        self.broken.discard(name)
+        if not self.sandbox.has_nodes:
+            path = self.sandbox.path("", "pods", f"{name}-pod")
+            self.sandbox.admin.call("DELETE", f"{path}?gracePeriodSeconds=0", ok=(404,))
 
 
 @contextmanager
@@ -300,6 +356,8 @@ def _flows_kubeconfig(of_admin: Path, path: Path, token: str) -> None:
     content = yaml.safe_load(of_admin.read_text())
     context = next(c["context"] for c in content["contexts"] if c["name"] == content["current-context"])
     cluster = next(c["cluster"] for c in content["clusters"] if c["name"] == context["cluster"])
+    if authority := cluster.get("certificate-authority"):
+        cluster["certificate-authority"] = str(of_admin.absolute().parent / authority)
     kubeconfig(path, cluster["server"], {"token": token})
     written = yaml.safe_load(path.read_text())
     written["clusters"][0]["cluster"] = cluster
@@ -309,17 +367,18 @@ def _flows_kubeconfig(of_admin: Path, path: Path, token: str) -> None:
 @contextmanager
 def _pool_label(admin: Admin) -> Iterator[None]:
     """A cluster whose nodes belong to no pool lends one of them for the session."""
-    nodes = admin.nodes()
-    label = "modelserve.ai/pool"
-    if not nodes or any(node["metadata"]["labels"].get(label) == "cpu" for node in nodes):
+    nodes, label = admin.nodes(), "modelserve.ai/pool"
+    pools = [node["metadata"]["labels"].get(label) for node in nodes]
+    if not nodes or "cpu" in pools:
         yield
         return
-    path = f"/api/v1/nodes/{nodes[0]['metadata']['name']}"
+    lent = pools.index(None) if None in pools else 0
+    path = f"/api/v1/nodes/{nodes[lent]['metadata']['name']}"
     admin.call("PATCH", path, {"metadata": {"labels": {label: "cpu"}}})
     try:
         yield
     finally:
-        admin.call("PATCH", path, {"metadata": {"labels": {label: None}}})
+        admin.call("PATCH", path, {"metadata": {"labels": {label: pools[lent]}}})
 
 
 @contextmanager
@@ -365,6 +424,8 @@ def _api_server(assets: Path) -> Iterator[Path]:
             f"--cert-dir={folder / 'certificates'}",
             "--bind-address=127.0.0.1",
             f"--secure-port={secure}",
+            # Found by itself only on a machine with a default route.
+            "--advertise-address=127.0.0.1",
             "--authorization-mode=RBAC",
             f"--token-auth-file={folder / 'tokens.csv'}",
             "--service-account-issuer=https://localhost",

@@ -1,19 +1,18 @@
 """Against a real Kubernetes API: the contract, conflicts and field owners; real pods where there are nodes.
 
-`KUBECONFIG=… pytest -m cluster tests/platform` uses a cluster (real pods: MODELSERVE_TEST_RELEASE as well);
+`KUBECONFIG=… pytest -m cluster tests/platform` uses a cluster, with real pods where it has nodes;
 `KUBEBUILDER_ASSETS=… pytest -m cluster tests/platform` starts etcd and kube-apiserver from that folder.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-import yaml
 
 from flows.adapters.kubernetes import Api, KubernetesPlatform, connect, read_skeletons
 from flows.domain.errors import DependencyDown, ReleaseNotReady
@@ -25,7 +24,7 @@ from tests.manifests.validate import OVERLAYS, everything
 from tests.platform import test_contract
 from tests.platform.conftest import Harness
 from tests.platform.kubernetes_world import DIGEST, a_release, a_spec
-from tests.platform.real_kubernetes import Kubelet, Sandbox, admin, kubelet, real_release, sandbox
+from tests.platform.real_kubernetes import Kubelet, Sandbox, admin, kubelet, runnable_release, sandbox
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
@@ -33,8 +32,9 @@ globals().update({name: test for name, test in vars(test_contract).items() if na
 
 NewPlatform = Callable[..., KubernetesPlatform]
 WITHOUT_IMAGE = (
-    "this cluster has nodes that run real pods: set MODELSERVE_TEST_RELEASE to a JSON file with model, "
-    "version, sha256 and image of a release that they can pull"
+    "this cluster has nodes that run real pods, and nobody here knows how to put an image onto them: set "
+    "MODELSERVE_TEST_RELEASE to a JSON file with model, version, sha256 and image of a release that they can "
+    "pull (python -m tests.platform.make_release FOLDER --repository HOST/NAME)"
 )
 
 
@@ -42,6 +42,17 @@ WITHOUT_IMAGE = (
 def real() -> Iterator[Sandbox]:
     with admin() as administrator, sandbox(administrator) as made:
         yield made
+
+
+@pytest.fixture(scope="session")
+def runnable(real: Sandbox, tmp_path_factory: pytest.TempPathFactory) -> Release | None:
+    """What the nodes can run; None when there are no nodes."""
+    if not real.has_nodes:
+        return None
+    release = runnable_release(real.admin, tmp_path_factory.mktemp("release"))
+    if release is None:
+        pytest.skip(WITHOUT_IMAGE)
+    return release
 
 
 @pytest.fixture(scope="session")
@@ -88,16 +99,6 @@ def as_any_model(platform: KubernetesPlatform) -> KubernetesPlatform:
     return platform
 
 
-def release_for(real: Sandbox, model: str, version: int) -> Release:
-    """A release that becomes ready: by the played kubelet, or because the nodes really run it."""
-    if not real.has_nodes:
-        return a_release(version, model)
-    runnable = real_release()
-    if runnable is None:
-        pytest.skip(WITHOUT_IMAGE)
-    return dataclasses.replace(runnable, model=model, version=version)
-
-
 def spec_for(real: Sandbox, model: str, **resources: Any) -> ModelSpec:
     small = {"cpu": "100m", "memory": "512Mi", "start_seconds": 180 if real.has_nodes else 10}
     return a_spec(model, **(small | resources))
@@ -106,6 +107,7 @@ def spec_for(real: Sandbox, model: str, **resources: Any) -> ModelSpec:
 @pytest.fixture
 def harness(
     real: Sandbox,
+    runnable: Release | None,
     played: Kubelet,
     platform: KubernetesPlatform,
     new_platform: NewPlatform,
@@ -115,8 +117,11 @@ def harness(
         return a_release(version, model, image=f"registry.invalid/none@{DIGEST}")
 
     def healthy(model: str, version: int) -> Release:
-        played.broken.discard(f"{model}-v{version}")
-        return release_for(real, model, version)
+        """A release that becomes ready: by the played kubelet, or because the nodes really run it."""
+        played.mend(f"{model}-v{version}")
+        if runnable is None:
+            return a_release(version, model)
+        return dataclasses.replace(runnable, model=model, version=version)
 
     return Harness(
         platform=as_any_model(platform) if real.has_nodes else platform,
@@ -159,7 +164,8 @@ def test_concurrent_writers_lose_nothing(real: Sandbox, played: Kubelet, harness
 def test_server_side_apply_keeps_foreign_fields_and_names_its_manager(
     real: Sandbox, harness: Harness
 ) -> None:
-    release, spec = harness.healthy("flights", 1), harness.spec("flights")
+    # Without an autoscaler: one with real measurements may change the size, and so the generation.
+    release, spec = harness.healthy("flights", 1), spec_for(real, "flights", autoscaling="none")
     harness.platform.start(release, spec)
     path = real.path("apps/v1", "deployments", release.name)
     real.admin.call("PATCH", path, {"metadata": {"annotations": {"team.example/owner": "ada"}}})
@@ -169,6 +175,15 @@ def test_server_side_apply_keeps_foreign_fields_and_names_its_manager(
     managers = {(entry["manager"], entry["operation"]) for entry in found["metadata"]["managedFields"]}
     assert ("modelserveai", "Apply") in managers
     assert found["metadata"]["generation"] == 1, "nothing that the second start did may roll the servers"
+
+
+def test_the_size_that_an_autoscaler_has_chosen_is_kept(real: Sandbox, harness: Harness) -> None:
+    release, spec = harness.healthy("flights", 1), harness.spec("flights")
+    harness.platform.start(release, spec)
+    path = real.path("apps/v1", "deployments", release.name)
+    real.admin.call("PATCH", f"{path}/scale", {"spec": {"replicas": 2}})
+    harness.platform.start(release, spec)
+    assert real.admin.call("GET", path)["spec"]["replicas"] == 2
 
 
 def test_the_size_is_pinned_and_restored(real: Sandbox, harness: Harness) -> None:
@@ -206,67 +221,64 @@ def test_the_flows_may_do_nothing_beyond_their_role(real: Sandbox, monkeypatch: 
 
 def test_the_api_server_accepts_every_manifest(real: Sandbox) -> None:
     """Server-side dry run with strict fields: defaults, admission and, where installed, the real CRDs."""
-    known = _served_kinds(real)
-    sent: list[dict[str, Any]] = []
+    served = _served_kinds(real)
+    sent, refused = 0, []
     for source, things in everything().items():
         for thing in things:
-            kind = (thing["apiVersion"], thing["kind"])
-            if kind not in known or thing["kind"] == "Namespace":
+            found = served.get((thing["apiVersion"], thing["kind"]))
+            if found is None or thing["kind"] == "Namespace":
                 continue
-            if "namespace" in thing["metadata"]:
+            sent += 1
+            plural, namespaced = found
+            name = thing["metadata"]["name"]
+            thing["metadata"]["name"] = f"dry-run-{sent}"
+            thing["metadata"].pop("namespace", None)
+            if namespaced:
                 thing["metadata"]["namespace"] = real.namespace
-            thing["metadata"]["name"] = f"{thing['metadata']['name']}-{len(sent)}"[:63]
-            thing["metadata"]["annotations"] = {**thing["metadata"].get("annotations", {}), "source": source}
-            sent.append(thing)
-    assert len(sent) > 50 * len(OVERLAYS)
-    done = subprocess.run(
-        [
-            "kubectl",
-            "--kubeconfig",
-            str(real.admin.kubeconfig),
-            "create",
-            "--dry-run=server",
-            "--validate=strict",
-            "-f",
-            "-",
-        ],
-        input=yaml.safe_dump_all(sent),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+            prefix = "/api/v1" if thing["apiVersion"] == "v1" else f"/apis/{thing['apiVersion']}"
+            place = f"{prefix}/namespaces/{real.namespace}" if namespaced else prefix
+            path = f"{place}/{plural}?dryRun=All&fieldValidation=Strict"
+            answer = real.admin.http.post(path, json=thing)
+            if answer.is_error:
+                refused.append(f"{source}: {thing['kind']} {name}: {answer.json().get('message')}")
+    assert refused == []
+    assert sent > 50 * len(OVERLAYS)
 
 
-def _served_kinds(real: Sandbox) -> set[tuple[str, str]]:
-    versions = ["v1"]
+def _served_kinds(real: Sandbox) -> dict[tuple[str, str], tuple[str, bool]]:
+    """Version and kind → plural, and whether it lives in namespaces."""
+    versions = {"v1": "/api/v1"}
     for group in real.admin.call("GET", "/apis")["groups"]:
-        versions += [version["groupVersion"] for version in group["versions"]]
+        for version in group["versions"]:
+            versions[version["groupVersion"]] = f"/apis/{version['groupVersion']}"
     return {
-        (version, resource["kind"])
-        for version in versions
-        for resource in real.admin.call("GET", "/api/v1" if version == "v1" else f"/apis/{version}")[
-            "resources"
-        ]
+        (version, resource["kind"]): (resource["name"], resource["namespaced"])
+        for version, path in versions.items()
+        for resource in real.admin.call("GET", path)["resources"]
+        if "/" not in resource["name"]
     }
 
 
 # -- real pods on real nodes
 
 
-def needs_nodes(real: Sandbox) -> Release:
+NO_NODES = "this API server has no nodes (KUBEBUILDER_ASSETS); real pods need a cluster (KUBECONFIG)"
+
+
+@pytest.fixture
+def release(runnable: Release | None) -> Release:
+    if runnable is None:
+        pytest.skip(NO_NODES)
+    return runnable
+
+
+@pytest.fixture
+def nodes(real: Sandbox) -> None:
     if not real.has_nodes:
-        pytest.skip(
-            "this API server has no nodes (KUBEBUILDER_ASSETS); real pods need a cluster (KUBECONFIG)"
-        )
-    release = real_release()
-    if release is None:
-        pytest.skip(WITHOUT_IMAGE)
-    return release
+        pytest.skip(NO_NODES)
 
 
-def test_a_real_pod_serves(real: Sandbox, platform: KubernetesPlatform) -> None:
-    release = needs_nodes(real)
+def test_a_real_pod_serves(real: Sandbox, release: Release, platform: KubernetesPlatform) -> None:
     platform.start(release, spec_for(real, release.model))
     proxy = real.path("", "services", f"{release.name}:http") + "/proxy"
     answer = real.admin.http.get(f"{proxy}/healthz")
@@ -279,34 +291,31 @@ def test_a_real_pod_serves(real: Sandbox, platform: KubernetesPlatform) -> None:
 
 
 def test_a_real_pod_that_crashes_is_reported_with_its_log(
-    real: Sandbox, platform: KubernetesPlatform
+    real: Sandbox, release: Release, platform: KubernetesPlatform
 ) -> None:
     """The server refuses a bundle whose digest is another one, and says so in its log."""
-    release = dataclasses.replace(needs_nodes(real), sha256="0" * 64)
+    release = dataclasses.replace(release, sha256="0" * 64)
     with pytest.raises(ReleaseNotReady, match=r"CrashLoopBackOff|ended with exit code") as caught:
         platform.start(release, spec_for(real, release.model))
     assert "last log lines" in str(caught.value)
 
 
+@pytest.mark.usefixtures("nodes", "platform")
 def test_a_real_pod_without_a_node_says_so(real: Sandbox, new_platform: NewPlatform) -> None:
-    release = needs_nodes(real)
     platform = new_platform(node_seconds=5)
-    with pytest.raises(ReleaseNotReady, match="Unschedulable"):
-        platform.start(release, spec_for(real, release.model, cpu="1000", start_seconds=5))
-    platform.stop(release)
+    with pytest.raises(ReleaseNotReady, match=r"no node after \d+ s; flights-v6.*Unschedulable"):
+        platform.start(a_release(6), spec_for(real, "flights", cpu="1000", start_seconds=5))
 
 
+@pytest.mark.usefixtures("nodes")
 def test_a_real_image_that_is_not_there(real: Sandbox, platform: KubernetesPlatform) -> None:
-    if not real.has_nodes:
-        pytest.skip("needs nodes (KUBECONFIG)")
     release = a_release(7, image=f"registry.invalid/none@{DIGEST}")
     with pytest.raises(ReleaseNotReady, match=r"ImagePullBackOff.*is the image pushed"):
         platform.start(release, spec_for(real, "flights"))
 
 
+@pytest.mark.usefixtures("nodes")
 def test_a_real_quota_is_reported(real: Sandbox, platform: KubernetesPlatform) -> None:
-    if not real.has_nodes:
-        pytest.skip("needs the cluster's controllers (KUBECONFIG)")
     path = real.path("", "resourcequotas")
     quota = {
         "apiVersion": "v1",
@@ -316,6 +325,11 @@ def test_a_real_quota_is_reported(real: Sandbox, platform: KubernetesPlatform) -
     }
     real.admin.call("POST", path, quota)
     try:
+        # Until its controller has counted, the quota refuses pods with another sentence.
+        until = time.monotonic() + 60
+        while not real.admin.call("GET", f"{path}/none").get("status", {}).get("hard"):
+            assert time.monotonic() < until, "no controller counts the quota"
+            time.sleep(0.2)
         with pytest.raises(ReleaseNotReady, match=r"no pod may be created: .*exceeded quota"):
             platform.start(a_release(8), spec_for(real, "flights"))
     finally:

@@ -12,7 +12,7 @@ from flows.adapters.kubernetes import Api, KubernetesPlatform, connect
 from flows.domain.errors import DependencyDown, ModelServeError, RouteConflict
 from flows.domain.manifests import Cluster
 from flows.domain.routes import Routes
-from tests.platform.fake_kubernetes import FakeKubernetes, Thing
+from tests.platform.fake_kubernetes import FakeKubernetes, Thing, serve
 from tests.platform.kubernetes_world import (
     Clock,
     a_release,
@@ -332,6 +332,30 @@ def test_without_any_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     api = Api(connect, "modelserve", sleep=Clock().sleep)
     with pytest.raises(DependencyDown, match="no usable credentials"):
         api.find("Pod")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "clusters: 5", "a: [1", "clusters: []\ncontexts: []\n"])
+def test_a_kubeconfig_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str) -> None:
+    path = tmp_path / "config"
+    path.write_text(content)
+    monkeypatch.setenv("KUBECONFIG", str(path))
+    api = Api(connect, "modelserve", sleep=Clock().sleep)
+    with pytest.raises(DependencyDown, match="no usable credentials") as caught:
+        api.find("Pod")
+    assert "\n" not in str(caught.value)
+
+
+def test_several_kubeconfigs_as_kubectl_reads_them(
+    fake: FakeKubernetes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake.tokens = {"good"}
+    with serve(fake):
+        good = kubeconfig(tmp_path / "good", fake.url, {"token": "good"})
+        other = kubeconfig(tmp_path / "other", "http://127.0.0.1:1", {"token": "bad"})
+        monkeypatch.setenv("KUBECONFIG", f"{good}:{other}")
+        api = Api(connect, fake.namespace, sleep=Clock().sleep)
+        assert len(api.find("Deployment")) == 2
+        api.close()
 
 
 def test_every_error_is_one_of_ours(platform: KubernetesPlatform, fake: FakeKubernetes) -> None:

@@ -20,7 +20,7 @@ from flows.adapters.images import ImageBuilder, ImageRecipe
 from flows.domain.manifests import SERVER_DRAIN_SECONDS, server_environment
 from tests.platform.kubernetes_world import a_spec
 from tests.platform.make_release import FILES, MODEL, make, write_bundle
-from tests.platform.real_kubernetes import real_release
+from tests.platform.real_kubernetes import loading_command, real_release
 
 CONTAINERFILE = """
 ARG BASE
@@ -111,3 +111,30 @@ def test_the_image_can_be_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert (
             release.sha256 == hashlib.sha256((folder / "bundle" / "manifest.json").read_bytes()).hexdigest()
         )
+
+
+@pytest.mark.parametrize(
+    ("context", "runtime", "program", "command"),
+    [
+        ("kind-modelserve", "containerd://2", "kind", "kind load image-archive --name modelserve"),
+        ("k3d-a-b", "containerd://2", "k3d", "k3d image import --cluster a-b"),
+        ("minikube", "docker://28", "minikube", "minikube image load"),
+        ("default", "containerd://2", "k3s", "k3s ctr --namespace k8s.io images import"),
+        ("admin", "containerd://2", "ctr", "ctr --namespace k8s.io images import"),
+        ("admin", "cri-o://1", "podman", "podman load --quiet --input"),
+        ("kind-modelserve", "containerd://2", "podman", None),
+        ("admin", "docker://28", "podman", None),
+    ],
+)
+def test_who_puts_an_image_onto_the_nodes(
+    context: str, runtime: str, program: str, command: str | None
+) -> None:
+    node = {"metadata": {"name": "here"}, "status": {"nodeInfo": {"containerRuntimeVersion": runtime}}}
+    found = loading_command(context, [node], "here", lambda name: name if name == program else None)
+    assert found == (command.split() if command else None)
+
+
+def test_nobody_puts_an_image_onto_nodes_elsewhere() -> None:
+    node = {"metadata": {"name": "ip-10-0-0-1"}, "status": {}}
+    assert loading_command("eks", [node], "here", lambda name: name) is None
+    assert loading_command("eks", [], "here", lambda name: name) is None
