@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer.main
 import yaml
 
 MONITORING = Path(__file__).parents[2] / "monitoring"
@@ -80,6 +81,24 @@ def test_an_alert_says_what_to_do(monitoring: Path, alert: dict[str, Any]) -> No
     assert anchor == alert["alert"].lower()
     headings = re.findall(r"^## (.+)$", (monitoring / "runbook.md").read_text(), re.MULTILINE)
     assert anchor in {heading.lower() for heading in headings}
+
+
+def test_the_runbook_s_commands_exist(monitoring: Path) -> None:
+    """Whoever reads it at night types what it says: verbs, what they take, and their options."""
+    from flows.cli import app
+
+    known: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    said = re.findall(
+        r"(?<!-n )\bmodelserve ([a-z]+)((?: [A-Z]+)*)((?: --[a-z]+)*)",
+        (monitoring / "runbook.md").read_text(),
+    )
+    assert {verb for verb, _, _ in said} >= {"status", "history", "explain", "rollback", "abort", "sweep"}
+    for verb, arguments, options in said:
+        parameters = known[verb].params
+        takes = [one.name.rstrip("s") for one in parameters if one.param_type_name == "argument"]
+        assert arguments.lower().split() in ([], takes), f"modelserve {verb}{arguments}: takes {takes}"
+        given = {option for one in parameters for option in one.opts}
+        assert set(options.split()) <= given, f"modelserve {verb}{options}"
 
 
 def test_an_alert_that_rolls_back_names_the_release() -> None:
