@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import pytest
+import yaml
+
 from flows.domain.manifests import PORT, Cluster
 from flows.settings import Settings as FlowsSettings
 from serving.settings import Settings as ServingSettings
 from serving.spec import LimitsSpec
-from tests.manifests.validate import built
+from tests.manifests.validate import ROOT, built
 from tests.manifests.variants import CLUSTER, rendered
 
 Thing = dict[str, Any]
@@ -20,12 +23,30 @@ def annotations(name: str) -> dict[str, str]:
     return dict(ingress["metadata"]["annotations"])
 
 
-def test_the_ingress_lets_through_what_a_server_accepts() -> None:
+def limits() -> dict[str, LimitsSpec]:
+    """A server's own, for a model that says nothing and for every model of this repository."""
+    found = {"default": LimitsSpec()}
+    for path in sorted((ROOT / "serving" / "models").glob("*/model.yaml")):
+        serving = yaml.safe_load(path.read_text()).get("serving", {})
+        found[path.parent.name] = LimitsSpec.model_validate(serving.get("limits", {}))
+    assert len(found) > 1
+    return found
+
+
+@pytest.mark.parametrize("model", limits())
+def test_the_ingress_lets_through_what_a_server_accepts(model: str) -> None:
     sizes = {name: value for name, value in annotations("models").items() if "body-size" in name}
     assert len(sizes) == 2
     for value in sizes.values():
         megabytes = int(value.removesuffix("m"))
-        assert megabytes * 2**20 >= LimitsSpec().max_body_bytes
+        assert megabytes * 2**20 >= limits()[model].max_body_bytes
+
+
+@pytest.mark.parametrize("model", limits())
+def test_the_gateway_waits_longer_than_a_server_works(model: str) -> None:
+    """Else a user gets the gateway's 504 where the server's own answer, which names the deadline, was due."""
+    assert limits()[model].timeout_seconds < CLUSTER.request_seconds
+    assert limits()[model].body_seconds < CLUSTER.request_seconds
 
 
 def test_each_hop_waits_longer_than_the_next() -> None:
@@ -37,7 +58,6 @@ def test_each_hop_waits_longer_than_the_next() -> None:
     attributes = annotations("public")["alb.ingress.kubernetes.io/load-balancer-attributes"]
     balancer = int(re.search(r"idle_timeout.timeout_seconds=(\d+)", attributes).group(1))  # type: ignore[union-attr]
     assert balancer > max(int(value.removesuffix("s")) for value in reads.values())
-    assert CLUSTER.request_seconds > LimitsSpec().timeout_seconds
 
 
 def test_the_route_waits_as_long_as_the_local_gateway() -> None:

@@ -12,10 +12,11 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.testing.utilities import prefect_test_harness
 from prefect_aws import S3Bucket
+from prefect_kubernetes.settings import KubernetesSettings
 from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 
 from tests.manifests.test_manifests import restricted
-from tests.manifests.validate import ROOT, problems_of
+from tests.manifests.validate import ROOT, built, problems_of
 
 FOLDER = ROOT / "k8s" / "base" / "flows" / "prefect"
 IMAGE = "registry.example/modelserve/flows@sha256:" + "e" * 64
@@ -98,6 +99,25 @@ class TestTheWorkPool:
     def test_a_results_uri_that_is_none(self, prepare_pool: ModuleType) -> None:
         with pytest.raises(SystemExit, match="must be s3://bucket/folder"):
             prepare_pool.prepare_blocks("/tmp/results", None)
+
+
+def test_jobs_refer_to_the_password_of_prefects_api(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker hands its own on; in the manifest whoever may list jobs could read it."""
+    things = built("production")
+    (worker,) = [t for t in things if (t["kind"], t["metadata"]["name"]) == ("Deployment", "prefect-worker")]
+    (container,) = worker["spec"]["template"]["spec"]["containers"]
+    for variable in container["env"]:
+        monkeypatch.setenv(variable["name"], variable["value"])
+    settings = KubernetesSettings()
+    (secret,) = [
+        t
+        for t in things
+        if t["kind"] == "ExternalSecret"
+        and t["spec"]["target"]["name"] == settings.worker.api_auth_string_secret_name
+    ]
+    assert settings.worker.api_auth_string_secret_key == "PREFECT_API_AUTH_STRING"
+    assert "PREFECT_API_AUTH_STRING" in {entry["secretKey"] for entry in secret["spec"]["data"]}
+    assert settings.observer.namespaces == {"modelserve-system"}
 
 
 def test_the_template_is_prefects_own_plus_ours() -> None:

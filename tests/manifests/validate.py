@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -167,6 +168,8 @@ def built(overlay: str) -> list[dict[str, Any]]:
 
 
 def _kustomized(folder: Path) -> list[dict[str, Any]]:
+    if shutil.which("kubectl") is None:
+        raise SystemExit("kubectl (1.27 or newer, for its kustomize) is not installed")
     done = subprocess.run(["kubectl", "kustomize", str(folder)], capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"'kubectl kustomize {folder.name}' failed: {done.stderr.strip()}")
