@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flows.domain.binning import FIRST_CATEGORY, NULL, Floats
+from flows.domain.binning import NULL, Floats
 from flows.domain.calibration import LEAST_WINDOWS
 from flows.domain.column_tests import (
     Answers,
@@ -36,12 +36,10 @@ class Examined:
     answers: Answers
     limit: Floats
     """|ratio| from which on each question alerts."""
-    reachable: bool
-    """Whether the best question could alert at all."""
     can_alert: bool
-    """Whether any could."""
+    """Whether any question could alert at all."""
     place: int
-    """The question that found most."""
+    """The question that found most, of those that could alert if there are any."""
     look: int
     """Newest windows judged together."""
     p: float
@@ -65,21 +63,9 @@ def examine(
         expected, _ = asked.means(expected_counts(column, cells))
         room = reachable(asked, expected, answers, limit) & (learned.windows >= LEAST_WINDOWS)
         weighted = np.minimum(answers.p / asked.weights, 1)
-        place = int(np.lexsort((-np.abs(answers.ratio) / limit, weighted))[0])
+        place = int(np.lexsort((-np.abs(answers.ratio) / limit, weighted, ~room))[0])
         can_alert = bool(room.any())
-        found.append(
-            Examined(
-                column,
-                asked,
-                answers,
-                limit,
-                bool(room[place]),
-                can_alert,
-                place,
-                look,
-                float(weighted[place]),
-            )
-        )
+        found.append(Examined(column, asked, answers, limit, can_alert, place, look, float(weighted[place])))
     best = min(found, key=lambda one: (one.p, one.look))
     if best.can_alert or not any(one.can_alert for one in found):
         return best
@@ -126,9 +112,7 @@ def describe(
         p=p,
         test=one.asked.names[place],
         change=float(one.answers.change[place]),
-        detectable=float(one.limit[0 if numeric else _largest(column)] * _deviation(one))
-        if one.can_alert
-        else None,
+        detectable=_detectable(one) if one.can_alert else None,
         distance=distance,
         windows=one.look,
         persistent=persistent,
@@ -141,6 +125,7 @@ def describe(
         trend=tuple(_window_distances(column, windows)),
         seen=tuple(float(share) for share in shares),
         expected=tuple(float(share) for share in expected),
+        labels=tuple(column.bins.label(code) for code in range(column.bins.size)),
     )
 
 
@@ -176,11 +161,9 @@ def _window_distances(column: ColumnProfile, windows: list[WindowTally]) -> list
     return found
 
 
-def _largest(column: ColumnProfile) -> int:
-    """Question about the reference's most frequent category."""
-    return min(FIRST_CATEGORY, len(column.counts[0]) - 1)
-
-
-def _deviation(one: Examined) -> float:
-    place = 0 if one.column.kind == "numeric" else _largest(one.column)
-    return float(one.answers.deviation[place])
+def _detectable(one: Examined) -> float:
+    """The smallest change of the kind found that would be an alert."""
+    limit, ratio = one.limit[one.place], abs(one.answers.ratio[one.place])
+    if ratio > 0:  # exact tails have no deviation of their own: from what was seen to the threshold
+        return float(limit / ratio * abs(one.answers.change[one.place]))
+    return float(limit * one.answers.deviation[one.place])

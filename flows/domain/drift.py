@@ -242,7 +242,8 @@ def _input_findings(
         few = all(window.rows < tally.policy.min_rows for window in partial)
         kind = kinds.TOO_FEW_ROWS if few else kinds.PARTIAL_WINDOW
         least = tally.policy.min_rows
-        text = f"{len(partial)} windows with {rows} rows are not judged: partial, or under {least} rows"
+        number = f"{len(partial)} window{'s' * (len(partial) != 1)} with {rows} rows"
+        text = f"not judged, since partial or under {least} rows: {number}"
         found.append(Finding(kind, text, count=len(partial)))
     if tally.untimed:
         text = f"{tally.untimed} rows without a readable time are not judged"

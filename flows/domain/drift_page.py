@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 
-from flows.domain.drift_report import change_text, detectable_text, effect_text, lines, sparkline
-from flows.domain.findings import ColumnDrift, DriftResult
+from flows.domain.binning import FIRST_BIN, FIRST_CATEGORY
+from flows.domain.drift_report import change_text, detectable_text, effect_text, lines, moment, sparkline
+from flows.domain.findings import ColumnDrift, DriftResult, WindowSummary
+from flows.domain.performance import QUALITY
 
 
 def page(result: DriftResult, second_opinion: str | None = None, link: str | None = None) -> str:
@@ -20,11 +23,13 @@ def page(result: DriftResult, second_opinion: str | None = None, link: str | Non
         there = f' <a href="{html.escape(link)}">Evidently report</a>' if link else ""
         other = f"<p>Second opinion. {html.escape(second_opinion)}.{there}</p>"
     plots = "".join(_plot(column) for column in result.columns)
+    windows = _windows(result.windows[-NEWEST:])
     title = f"{html.escape(result.release or result.model)}: {html.escape(result.outcome.value)}"
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f"<style>{STYLE}</style>"
         f"</head><body><h1>{title}</h1><p>{html.escape(result.sentence)}</p>{other}<ul>{items}</ul>"
+        f"{windows}"
         f'<p class="key"><i class="r"></i> reference <i class="s"></i> newest windows</p>'
         f'<div class="grid">{plots}</div></body></html>\n'
     )
@@ -39,11 +44,43 @@ h2 { font-size: 1rem; margin: .2rem 0 }
 .card { border: 1px solid #d5dbe1; border-radius: 6px; padding: .7rem }
 .card.drifted { border: 2px solid #c2410c }
 small { color: #51606f }
+.badge { background: #c2410c; color: #fff; border-radius: 4px; padding: 0 .4em; font-weight: normal;
+  font-size: .8rem }
+.axis { display: flex; justify-content: space-between; gap: 1em; font-size: .75rem; color: #51606f }
+table { border-collapse: collapse; margin: 1rem 0 }
+th, td { text-align: left; padding: .15rem 1rem .15rem 0; border-bottom: 1px solid #d5dbe1 }
 svg { width: 100%; height: 90px }
 .key i { display: inline-block; width: .9em; height: .9em; vertical-align: -1px }
 .r { background: #9aa7b4 }
 .s { background: #0f6fb8 }
 """
+
+
+NEWEST = 30
+"""Windows in the table."""
+
+
+def _windows(windows: Sequence[WindowSummary]) -> str:
+    """A line a window: when, how many rows, and how good the predictions were."""
+    lines = []
+    for number, window in enumerate(windows, start=1):
+        performance = window.performance
+        quality = known = expected = ""
+        if performance is not None:
+            known = f"{100 * performance.outcomes / max(performance.rows, 1):.0f} %"
+            if performance.quality is not None:
+                quality = f"{QUALITY[performance.task]} {performance.quality:.3f}"
+                if performance.low is not None and performance.high is not None:
+                    quality += f" ({performance.low:.3f} to {performance.high:.3f})"
+            if performance.estimate is not None and known != "100 %":
+                expected = f"AUC {performance.estimate:.3f}"
+        start = moment(window.start) if window.start is not None else f"window {number}"
+        cells = "".join(f"<td>{cell}</td>" for cell in (start, f"{window.rows:,}", known, quality, expected))
+        lines.append(f"<tr>{cells}</tr>")
+    head = "".join(
+        f"<th>{text}</th>" for text in ("window from", "rows", "outcomes known", "performance", "estimate")
+    )
+    return f"<table><tr>{head}</tr>{''.join(lines)}</table>" if lines else ""
 
 
 def _plot(column: ColumnDrift) -> str:
@@ -52,15 +89,20 @@ def _plot(column: ColumnDrift) -> str:
     top = max([*column.expected, *column.seen, 1e-9])
     width = 300 / max(bins, 1)
     bars = "".join(
+        f"<g><title>{html.escape(label)}: {100 * share:.1f} % in the reference, {100 * now:.1f} % now</title>"
         f'<rect x="{place * width:.1f}" y="{90 - 88 * share / top:.1f}" width="{width * 0.45:.1f}" '
         f'height="{88 * share / top:.1f}" fill="#9aa7b4"/>'
         f'<rect x="{(place + 0.45) * width:.1f}" y="{90 - 88 * now / top:.1f}" width="{width * 0.45:.1f}" '
-        f'height="{88 * now / top:.1f}" fill="#0f6fb8"/>'
-        for place, (share, now) in enumerate(zip(column.expected, column.seen, strict=True))
+        f'height="{88 * now / top:.1f}" fill="#0f6fb8"/></g>'
+        for place, (share, now, label) in enumerate(
+            zip(column.expected, column.seen, column.labels, strict=True)
+        )
     )
+    inside = column.labels[FIRST_BIN:-1] if column.kind == "numeric" else column.labels[FIRST_CATEGORY:]
+    axis = "".join(f"<span>{html.escape(label)}</span>" for label in (*inside[:1], *inside[1:][-1:]))
+    badge = ' <span class="badge">drifted</span>' if column.drifted else ""
     name = html.escape(column.column)
     facts = [
-        "drifted" if column.drifted else "not drifted",
         f"score {column.score:.2f}",
         change_text(column),
         f"{100 * column.distance:.1f} % of the rows moved",
@@ -69,8 +111,8 @@ def _plot(column: ColumnDrift) -> str:
         f"over the windows {sparkline(column.trend)}",
     ]
     return (
-        f'<div class="card{" drifted" if column.drifted else ""}"><h2>{name}</h2>'
+        f'<div class="card{" drifted" if column.drifted else ""}"><h2>{name}{badge}</h2>'
         f'<svg viewBox="0 0 300 90" preserveAspectRatio="none" role="img" '
-        f'aria-label="shares by bin of {name}">{bars}</svg>'
+        f'aria-label="shares by bin of {name}">{bars}</svg><div class="axis">{axis}</div>'
         f"<small>{html.escape('; '.join(facts))}</small></div>"
     )

@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from flows.domain.column_tests import NUMERIC
 from flows.domain.findings import ColumnDrift, DriftResult
 from flows.domain.performance import ASSUMPTION, QUALITY, Performance
 
@@ -27,6 +28,8 @@ HEADINGS = (
     "effect on prediction",
     "smallest alert",
 )
+SHORT = {"share moved": "moved", "effect on prediction": "effect"}
+"""What fits a terminal."""
 COLOURS = {
     "stable": "green",
     "noticed": "cyan",
@@ -43,7 +46,7 @@ def sparkline(values: tuple[float, ...], top: float = 0.5) -> str:
 
 def change_text(column: ColumnDrift) -> str:
     """What moved and by how much, in the column's own words."""
-    if column.test in ("location", "spread", "skew", "tails"):
+    if column.test in NUMERIC:
         moved = f"{column.test} {column.change:+.2f}"
         if column.test == "location":
             moved += " sd"
@@ -56,20 +59,25 @@ def change_text(column: ColumnDrift) -> str:
 def detectable_text(column: ColumnDrift) -> str:
     if column.detectable is None:
         return "cannot alert"
-    return (
-        f"{column.detectable:.2f} sd" if column.kind == "numeric" else f"{100 * column.detectable:.1f} points"
-    )
+    if column.test in NUMERIC:
+        return f"{column.detectable:.2f}{' sd' if column.test == 'location' else ''}"
+    return f"{100 * column.detectable:.1f} points"
 
 
 def effect_text(column: ColumnDrift) -> str:
     return "unknown" if column.effect is None else f"{column.effect:+.4f}"
 
 
-def performance_lines(performance: Performance | None) -> list[str]:
-    """Realised performance, the estimate with its assumption, and how far outcomes have replaced it."""
+def performance_lines(performance: Performance | None, said: str = "") -> list[str]:
+    """Realised performance, the estimate with its assumption, and how far outcomes have replaced it.
+
+    `said`: the verdict's own sentence, which need not be said twice.
+    """
     if performance is None:
         return ["performance: no outcomes and no reference to estimate from"]
-    lines = [f"performance: {performance.state.replace('_', ' ')}. {performance.sentence}"]
+    lines = [f"performance: {performance.state.replace('_', ' ')}"]
+    if performance.sentence != said:
+        lines[0] += f". {performance.sentence}"
     if performance.quality is not None and performance.low is not None and performance.high is not None:
         measured = f"{QUALITY[performance.task]} {performance.quality:.4g}"
         lines.append(f"{measured}, 95 % interval {performance.low:.4g} to {performance.high:.4g}")
@@ -86,10 +94,10 @@ def performance_lines(performance: Performance | None) -> list[str]:
 
 def lines(result: DriftResult) -> list[str]:
     """Everything beside the columns, one sentence each."""
-    found = [f"{result.rows} rows in {len(result.windows)} windows judged"]
+    found = [_judged(result)]
     if result.consequence:
         found.append(f"consequence: {result.consequence}")
-    found += performance_lines(result.performance)
+    found += performance_lines(result.performance, result.sentence)
     if result.multivariate is not None:
         told = f"; told by {', '.join(result.multivariate.told_by)}" if result.multivariate.told_by else ""
         found.append(f"all columns together: {result.multivariate.sentence}{told}")
@@ -100,6 +108,13 @@ def lines(result: DriftResult) -> list[str]:
             f"the error {word} from {change.before:.3f} to {change.after:.3f} at about {moment(change.at)}"
         )
     return found
+
+
+def _judged(result: DriftResult) -> str:
+    number = len(result.windows)
+    text = f"{result.rows:,} rows, {number} window{'s' * (number != 1)} judged"
+    starts = [window.start for window in result.windows if window.start is not None]
+    return f"{text}, which began from {moment(starts[0])} to {moment(starts[-1])}" if starts else text
 
 
 def moment(at: float) -> str:
@@ -141,13 +156,14 @@ def markdown(result: DriftResult) -> str:
 def table(result: DriftResult) -> RenderableType:
     """The check for a terminal."""
     shown = Table(title=None, header_style="bold", expand=False)
-    for heading, side in (("column", "left"), ("score", "right"), ("what moved", "left"), ("moved", "right"),
-                          ("windows", "left"), ("effect", "right"), ("smallest alert", "right")):  # fmt: skip
-        shown.add_column(heading, justify="right" if side == "right" else "left", overflow="fold")
+    for heading in HEADINGS:
+        right = heading in ("score", "share moved", "effect on prediction", "smallest alert")
+        shown.add_column(SHORT.get(heading, heading), justify="right" if right else "left", overflow="fold")
     for column in result.columns[:WORST]:
         style = "yellow" if column.drifted else ("dim" if column.detectable is None else "")
         shown.add_row(
             column.column,
+            "yes" if column.drifted else "no",
             f"{column.score:.2f}",
             change_text(column),
             f"{100 * column.distance:.1f} %",
@@ -163,6 +179,8 @@ def table(result: DriftResult) -> RenderableType:
     parts += [Text(f"  {line}", style="dim") for line in lines(result)]
     if result.columns:
         parts.append(shown)
+    if len(result.columns) > WORST:
+        parts.append(Text(f"  {len(result.columns) - WORST} more columns are in the report", style="dim"))
     parts += [Text(f"  {finding.kind.replace('_', ' ')}: {finding.sentence}") for finding in result.findings]
     if result.report:
         parts.append(Text(f"report: {result.report}"))

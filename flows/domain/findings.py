@@ -91,7 +91,7 @@ class ColumnDrift:
     change: float
     """By how much, in standard deviations (location) or as a share."""
     detectable: float | None
-    """The smallest such change that would be an alert; None when none would be."""
+    """The smallest change of this kind that would be an alert; None when none would be."""
     distance: float
     """Kolmogorov-Smirnov (numeric) or total variation (categorical): share of rows that moved, 0 to 1."""
     windows: int
@@ -112,6 +112,8 @@ class ColumnDrift:
     seen: tuple[float, ...] = ()
     expected: tuple[float, ...] = ()
     """Shares by bin, for plots."""
+    labels: tuple[str, ...] = ()
+    """What each bin holds."""
 
 
 @dataclass(frozen=True)
@@ -164,5 +166,5 @@ class DriftResult:
         """Plain values for JSON: what the registry keeps of a check. Bin shares are left to the report."""
         content = asdict(self)
         for column in content["columns"]:
-            del column["seen"], column["expected"]
+            del column["seen"], column["expected"], column["labels"]
         return {**content, "scores": self.scores(), "alerts": self.alerts and not self.quiet}

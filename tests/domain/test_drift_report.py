@@ -1,0 +1,127 @@
+"""What people read of a check: the terminal's table, Prefect's page, and the report with plots."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from flows.domain.drift import check
+from flows.domain.drift_page import page
+from flows.domain.drift_policy import DriftPolicy
+from flows.domain.drift_report import detectable_text, markdown, table
+from flows.domain.findings import DriftResult, Outcome
+from flows.domain.profile import make_profile
+from tests.domain import test_drift as made
+from tests.domain import test_drift_performance as judged
+
+
+def shown(result: DriftResult, width: int = 120) -> str:
+    target = io.StringIO()
+    Console(file=target, width=width).print(table(result))
+    return target.getvalue()
+
+
+def line_of(text: str, name: str) -> list[str]:
+    lines = (line.replace("|", "│") for line in text.splitlines())
+    line = next(line for line in lines if line.startswith(f"│ {name} "))
+    return [cell.strip(" `") for cell in line.strip("│").split("│")]
+
+
+@pytest.fixture(scope="module")
+def shifted() -> DriftResult:
+    result = check(made.profile(), made.shift(made.rows(2000, 7)), made.POLICY, release="paint-v1")
+    assert result.outcome is Outcome.DRIFTED
+    return result
+
+
+@pytest.fixture(scope="module")
+def worse() -> DriftResult:
+    profile = make_profile(judged.judged(8000, 1), judged.SIGNATURE, DriftPolicy(), model="flights")
+    result = check(profile, judged.judged(4000, 6, noise=4, known=0.6), DriftPolicy())
+    assert result.outcome is Outcome.HARMED
+    return result
+
+
+def test_the_table_marks_what_drifted_without_colour_and_says_how_small_a_change_it_would_see(
+    shifted: DriftResult,
+) -> None:
+    text = shown(shifted)
+
+    assert text.startswith("paint-v1: drifted\n")
+    found, calm = line_of(text, "x4"), line_of(text, "x5")
+    assert (found[1], calm[1]) == ("yes", "no")
+    assert found[3].startswith("location +0.2")
+    assert found[-1].endswith(" sd")
+    assert "2,000 rows, 2 windows judged" in text
+    assert line_of(markdown(shifted), "`x4`")[1] == "**yes**"
+
+
+def test_long_tables_say_what_they_leave_out(shifted: DriftResult) -> None:
+    many = replace(shifted, columns=shifted.columns * 3)
+    assert "more columns are in the report" in shown(many)
+    assert "more columns are in the report" not in shown(shifted)
+
+
+@pytest.mark.parametrize("width", [60, 200])
+def test_a_narrow_terminal_loses_no_column(shifted: DriftResult, width: int) -> None:
+    text = shown(shifted, width)
+    assert all(column.column[:2] in text for column in shifted.columns)
+    assert max(len(line) for line in text.splitlines()) <= width
+
+
+@pytest.mark.parametrize("change", [made.shift, made.spread, made.swap, made.newcomer, made.nulls])
+def test_the_smallest_alert_is_of_the_kind_that_was_found(change: object) -> None:
+    assert callable(change)
+    first, *others = check(made.profile(), change(made.rows(2000, 7)), made.POLICY).columns
+
+    assert first.drifted
+    assert first.detectable is not None
+    assert abs(first.change) / first.detectable == pytest.approx(first.score, rel=1e-6)
+    for column in others:
+        assert column.detectable is not None
+        assert abs(column.change) < column.detectable
+    unit = detectable_text(first).split(" ", 1)[1:]
+    assert unit == {"location": ["sd"], "spread": []}.get(first.test, ["points"])
+
+
+def test_the_verdict_is_said_once_and_the_estimate_with_its_assumption(worse: DriftResult) -> None:
+    text = shown(worse, 200)
+
+    assert text.count(worse.sentence) == 1
+    assert "performance: harmful\n" in text
+    assert "60 % of the rows by their outcomes, the rest estimated from the model's own" in text
+    assert "blind to concept drift" in text
+
+
+def test_the_report_is_one_page_with_every_window_and_every_column(worse: DriftResult) -> None:
+    text = page(worse, "Evidently's defaults: no dataset drift", "evidently.html")
+
+    body = ElementTree.fromstring(text.split("<body>")[1].split("</body>")[0].join(["<body>", "</body>"]))
+    assert len(body.findall(".//tr")) == 1 + len(worse.windows)
+    assert len(body.findall(".//svg")) == len(worse.columns)
+    assert worse.windows[0].performance is not None
+    assert f"AUC {worse.windows[0].performance.quality:.3f} (" in text
+    assert ">estimate<" in text
+    assert not [word for word in ("http://", "https://", "<script", "src=") if word in text]
+
+
+def test_names_from_the_data_cannot_break_the_pages() -> None:
+    """A category that is markup, and a pipe, which would add a cell to Prefect's table."""
+    odd = {"red": "<script>alert(1)</script>", "green": "a|b"}
+    frame = made.rows(8000, 1).assign(colour=lambda f: f["colour"].replace(odd))
+    profile = make_profile(frame, made.SIGNATURE, made.POLICY, model="paint")
+    live = made.rows(2000, 7)
+    live["colour"] = np.where(np.arange(2000) % 2, "<script>alert(1)</script>", "a|b")
+
+    result = check(profile, live, made.POLICY)
+
+    first = result.columns[0]
+    assert first.column == "colour"
+    assert "<script>" not in page(result)
+    row = next(line for line in markdown(result).splitlines() if line.startswith("| `colour`"))
+    assert row.replace("\\|", "").count("|") == 9
