@@ -96,6 +96,9 @@ class Settings(BaseSettings):
     """Address that the alert receiver binds; `0.0.0.0` in a pod."""
     gateway_timeout_seconds: float = Field(default=60, gt=0)
     """How long the gateway waits for a release's answer before it says 504."""
+    session_header: str = ""
+    """On a cluster, requests with the same value of this header go to the same server of a release (a
+    consistent hash). Empty: to the server with the fewest requests."""
     start_timeout_seconds: float = Field(default=180, gt=0)
     """How long a part of the local stack may take to become healthy."""
 

@@ -73,6 +73,7 @@ def platform(settings: Settings) -> Platform:
         cluster = Cluster(
             request_seconds=settings.gateway_timeout_seconds,
             prometheus_url=settings.prometheus_url,
+            session_header=settings.session_header or None,
             tags_allowed=settings.image_tags_allowed,
         )
         return KubernetesPlatform(cluster=cluster)

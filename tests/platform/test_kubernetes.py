@@ -8,12 +8,21 @@ from typing import Any
 
 import pytest
 
+from flows import wiring
 from flows.adapters.kubernetes import KubernetesPlatform
 from flows.domain.errors import ReleaseExists, ReleaseNotReady, RouteConflict
 from flows.domain.manifests import PINNED_ANNOTATION, Cluster
 from flows.domain.routes import Match, Mirror, Routes
-from tests.platform.fake_kubernetes import FakeKubernetes, Thing, healthy
-from tests.platform.kubernetes_world import Clock, a_release, a_spec, kubernetes_platform, put_servers
+from flows.settings import Settings
+from tests.platform.fake_kubernetes import FakeKubernetes, Thing, healthy, serve
+from tests.platform.kubernetes_world import (
+    Clock,
+    a_release,
+    a_spec,
+    kubeconfig,
+    kubernetes_platform,
+    put_servers,
+)
 
 
 @pytest.fixture
@@ -138,6 +147,38 @@ def test_a_release_name_with_other_content_is_refused(platform: KubernetesPlatfo
     platform.start(a_release(), a_spec())
     with pytest.raises(ReleaseExists, match="releases are immutable, register a new version"):
         platform.start(a_release(sha256="f" * 64), a_spec())
+
+
+def test_settings_reach_the_cluster(
+    fake: FakeKubernetes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    addresses = ("registry", "redis", "prometheus", "prefect", "gateway")
+    settings = Settings(
+        mode="kubernetes",
+        artifacts_uri="s3://artifacts",
+        session_header="x-session-id",
+        gateway_timeout_seconds=30,
+        image_tags_allowed=True,
+        **{f"{name}_url": f"http://{name}.example" for name in addresses},  # type: ignore[arg-type]
+    )
+    with serve(fake):
+        monkeypatch.setenv("KUBECONFIG", str(kubeconfig(tmp_path / "config", fake.url, {"token": "good"})))
+        platform = wiring.platform(settings)
+        assert isinstance(platform, KubernetesPlatform)
+        platform.start(a_release(image="registry.example/flights:v1"), a_spec(autoscaling="keda"))
+        platform.route("flights", Routes({"flights-v1": 100}))
+        platform.close()
+    rule = fake.thing("destinationrules", "flights-v1")
+    scaled = fake.thing("scaledobjects", "flights-v1")
+    service = fake.thing("virtualservices", "flights")
+    assert rule is not None
+    assert scaled is not None
+    assert service is not None
+    balancer = rule["spec"]["trafficPolicy"]["loadBalancer"]
+    assert balancer == {"consistentHash": {"httpHeaderName": "x-session-id"}}
+    assert service["spec"]["http"][-1]["timeout"] == "30s"
+    trigger = scaled["spec"]["triggers"][0]
+    assert trigger["metadata"]["serverAddress"] == "http://prometheus.example"
 
 
 # -- why a release is not ready

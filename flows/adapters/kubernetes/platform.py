@@ -71,6 +71,10 @@ class KubernetesPlatform:
         self._readiness = Readiness(self._api, self._cluster, poll_seconds, clock, sleep)
         self._sleep = sleep
 
+    def close(self) -> None:
+        """Give the connections back; the next call opens new ones."""
+        self._api.close()
+
     # -- servers
 
     def start(self, release: Release, spec: ModelSpec) -> None:
