@@ -43,7 +43,7 @@ def make_app(service: Service, inference: OpenInference) -> FastAPI:
     async def openapi(_: Call) -> Answer:
         import orjson
 
-        return Answer(200, orjson.dumps(describe(service.model, service.settings.version)))
+        return Answer(200, orjson.dumps(describe(service.model, service.settings)))
 
     async def docs(_: Call) -> Answer:
         page = get_swagger_ui_html(openapi_url="openapi.json", title="ModelServeAI")

@@ -10,6 +10,7 @@ from serving.codec import MAX_STRING, NUMPY
 from serving.examples import example_row, example_value, instances_for
 from serving.jobs.openapi import job_paths
 from serving.model import LoadedModel
+from serving.settings import Settings
 from serving.spec import Column, Datatype
 
 _PROBLEMS = {
@@ -27,12 +28,14 @@ _PROBLEMS = {
 }
 
 
-def describe(model: LoadedModel, version: str) -> dict[str, Any]:
+def describe(model: LoadedModel, settings: Settings) -> dict[str, Any]:
     """The whole document as a dict."""
+    version = settings.version
+    examples = instances_for(model.spec, model.bundle.folder)[0][:2]
     paths = {
         "/predict": {"post": _predict(model)},
         "/feedback": {"post": _feedback()},
-        **job_paths(instances_for(model.spec, model.bundle.folder)[0][:2], problems),
+        **(job_paths(examples, settings.job_inputs, problems) if settings.keeps_jobs else {}),
         "/healthz": {"get": _probe("Whether the process can still answer")},
         "/readyz": {"get": _probe("Whether the server takes traffic")},
         "/metrics": {"get": _probe("Prometheus metrics")},

@@ -7,6 +7,7 @@ does not fit is dropped and counted.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import random
 import time
@@ -149,7 +150,7 @@ class OutcomeWriter:
         """Append one entry for each outcome that is known (not null). RedisAbsent when it cannot be kept."""
         at = time.time()
         entries = [
-            orjson.dumps({"request_id": request_id, "row": row, "outcome": outcome, "at": at})
+            _written({"request_id": request_id, "row": row, "outcome": outcome, "at": at})
             for row, outcome in enumerate(outcomes)
             if outcome is not None
         ]
@@ -161,6 +162,14 @@ async def append(link: RedisLink, stream: str, entries: list[bytes], max_length:
     """One command and one reply for all entries. RedisAbsent."""
     arguments = (b"EVAL", _APPEND, b"1", stream.encode(), b"%d" % max_length, *entries)
     await link.command(packed([bulk(argument) for argument in arguments]), _REDIS_SECONDS)
+
+
+def _written(entry: dict[str, Any]) -> bytes:
+    """Outcomes are any JSON, also integers above 64 bits, which orjson does not write."""
+    try:
+        return orjson.dumps(entry)
+    except TypeError:
+        return json.dumps(entry).encode()
 
 
 def _plain(value: Any) -> Any:

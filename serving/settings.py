@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -35,7 +36,7 @@ class Settings(BaseSettings):
     """PostgreSQL with the state of /batch-predict jobs; without it jobs are refused."""
     jobs_uri: str | None = None
     """fsspec folder for the input and result chunks of jobs; without it jobs are refused."""
-    jobs_input_uris: tuple[str, ...] = ()
+    jobs_input_uris: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """JSON list of folders that a job's `input_uri` may be in, beside the folder `inputs` of jobs_uri."""
     jobs_lease_seconds: float = Field(default=30.0, ge=1)
     """A replica that has not been heard of for that long loses its job to another one."""
@@ -63,3 +64,13 @@ class Settings(BaseSettings):
     """Connections that have not sent a whole request head after this are closed."""
     otlp_endpoint: str | None = None
     """OTLP/HTTP endpoint for traces; needs the extra `tracing`."""
+
+    @property
+    def keeps_jobs(self) -> bool:
+        return self.database_url is not None and self.jobs_uri is not None
+
+    @property
+    def job_inputs(self) -> list[str]:
+        """Every folder that a job's `input_uri` may be in."""
+        own = [] if self.jobs_uri is None else [f"{self.jobs_uri.rstrip('/')}/inputs"]
+        return [*own, *self.jobs_input_uris]

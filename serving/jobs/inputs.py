@@ -6,7 +6,8 @@ What breaks the format refuses the whole job; a row that breaks the signature fa
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO, Literal
 
 import msgspec
@@ -53,13 +54,15 @@ def format_of_media(content_type: bytes) -> Format:
 
 
 def format_of_uri(uri: str, stated: Format | None) -> Format:
-    """By the suffix unless it is stated; Invalid when neither says."""
-    if stated is not None:
-        return stated
-    for suffix, form in _SUFFIXES.items():
-        if uri.endswith(suffix):
-            return form
-    raise Invalid(f"say the format of {uri}: json, jsonl or parquet", pointer="#/format")
+    """By the suffix unless it is stated; JSON Lines when neither says."""
+    return stated or _SUFFIXES.get("." + uri.rpartition(".")[2], "jsonl")
+
+
+def uri_pattern(folders: Sequence[str]) -> str:
+    """What an `input_uri` must look like. Clients choose what the server reads, so it reads only below
+    folders that are meant for it, and fsspec's own words (`..`, `*`, `::`) are no part of a name."""
+    below = "|".join(re.escape(folder.rstrip("/")) for folder in folders)
+    return rf"^({below})(/[A-Za-z0-9_=-][A-Za-z0-9_=.-]*)+$"
 
 
 def read_request(body: bytes) -> JobRequest:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from serving.jobs.inputs import uri_pattern
+
 Problems = Callable[..., dict[str, Any]]
 """Response objects of the given error statuses."""
 
@@ -72,8 +74,8 @@ _NUMBER = {
 }
 
 
-def job_paths(examples: list[Any], problems: Problems) -> dict[str, Any]:
-    """The paths below /batch-predict; `examples` are rows of the model."""
+def job_paths(examples: list[Any], folders: list[str], problems: Problems) -> dict[str, Any]:
+    """The paths below /batch-predict; `examples` are rows of the model, `folders` where inputs may be."""
 
     def asking(summary: str, operation: str, answer: dict[str, Any], *more: dict[str, Any]) -> dict[str, Any]:
         content = {"application/json": {"schema": answer}}
@@ -88,7 +90,7 @@ def job_paths(examples: list[Any], problems: Problems) -> dict[str, Any]:
         }
 
     return {
-        "/batch-predict": {"post": _create(examples, problems)},
+        "/batch-predict": {"post": _create(examples, folders, problems)},
         "/batch-predict/{id}": {
             "get": asking("How far a job is", "job", _JOB),
             "delete": asking("Cancel a job: rows that have not started never run", "cancelJob", _JOB),
@@ -99,7 +101,7 @@ def job_paths(examples: list[Any], problems: Problems) -> dict[str, Any]:
     }
 
 
-def _create(examples: list[Any], problems: Problems) -> dict[str, Any]:
+def _create(examples: list[Any], folders: list[str], problems: Problems) -> dict[str, Any]:
     body = {
         "type": "object",
         "additionalProperties": False,
@@ -112,9 +114,13 @@ def _create(examples: list[Any], problems: Problems) -> dict[str, Any]:
             },
             "input_uri": {
                 "type": "string",
+                "pattern": uri_pattern(folders),
                 "description": "A file below the store's folder inputs, or below another one that is allowed",
             },
-            "format": {"enum": ["json", "jsonl", "parquet"], "description": "When the suffix does not say"},
+            "format": {
+                "enum": ["json", "jsonl", "parquet"],
+                "description": "Where the suffix does not say it; else jsonl",
+            },
         },
     }
     return {

@@ -23,6 +23,7 @@ from serving.jobs.inputs import (
     instance_rows,
     read_request,
     rows_of,
+    uri_pattern,
 )
 from serving.jobs.runner import JobRunner, checked_total
 from serving.jobs.table import DatabaseAway, Job, JobTable
@@ -30,7 +31,6 @@ from serving.service import Service
 
 _ID = re.compile(r"[0-9a-f]{32}")
 _KEY = re.compile(r"[\x21-\x7e]{1,128}")
-_URI = re.compile(r"[\x21-\x7e]{1,2000}")
 _RESULTS = "/results"
 
 
@@ -152,14 +152,10 @@ class BatchPredict:
         return job
 
     def _allowed(self, uri: str) -> str:
-        """Clients choose what the server reads, so it reads only below folders that are meant for it."""
-        settings = self._service.settings
-        folders = [f"{(settings.jobs_uri or '').rstrip('/')}/inputs", *settings.jobs_input_uris]
-        below = any(uri.startswith(folder.rstrip("/") + "/") for folder in folders)
-        if not below or not _URI.fullmatch(uri) or ".." in uri or "::" in uri or "*" in uri:
+        if not re.fullmatch(uri_pattern(self._service.settings.job_inputs), uri):
             raise Invalid(
                 "the input must be below the folder inputs of the jobs' store, or below one of "
-                "SERVING_JOBS_INPUT_URIS",
+                "SERVING_JOBS_INPUT_URIS, under a plain name",
                 pointer="#/input_uri",
             )
         return uri

@@ -183,7 +183,11 @@ class JobRunner:
 
         assert job.source_uri is not None
         spec = self._model.serving.jobs
-        with fsspec.open(job.source_uri, "rb") as stream:
+        try:
+            opened = fsspec.open(job.source_uri, "rb").open()
+        except (FileNotFoundError, IsADirectoryError):
+            raise Invalid(f"there is no file {job.source_uri}") from None
+        with opened as stream:
             rows = rows_of(cast(BinaryIO, stream), cast(Format, job.source_format), self._model)
             total = self._chunks.split(job.id, job.fence, rows, job.chunk_rows, spec.max_rows)
         return checked_total(total, spec.max_rows)

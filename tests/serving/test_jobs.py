@@ -239,7 +239,7 @@ def test_an_input_that_cannot_be_read_fails_the_job_with_its_reason(
     client: httpx.Client, store: Path
 ) -> None:
     (store / "inputs" / "broken.jsonl").write_text("[1,2,3,4]\n[1,\n")
-    expected = {"broken.jsonl": "line 2 is not JSON", "nowhere.jsonl": "FileNotFoundError"}
+    expected = {"broken.jsonl": "line 2 is not JSON", "nowhere.jsonl": "there is no file"}
     for name, words in expected.items():
         answer = client.post("/batch-predict", json={"input_uri": str(store / "inputs" / name)})
         failed = ended(client, answer.json()["id"])
