@@ -37,7 +37,8 @@ def models() -> dict[str, Any]:
     every = f"sum(rate({TRAFFIC}[$__rate_interval]))"
     failed = f"sum(rate({faults}[$__rate_interval]))"
     buckets = 'sum by (le) (rate(traffic:latency:bucket{model=~"$model"}[$__rate_interval]))'
-    request_line = '{namespace="modelserve", model=~"$model"} | request_id = "$request_id"'
+    # The gateway's lines know no model; the id alone finds the request.
+    request_line = '{namespace=~"modelserve|istio-ingress|nginx-ingress"} | request_id = "$request_id"'
     faulty = '{namespace="modelserve", model=~"$model"} | json | status >= 500'
     panels = [
         panel("Requests", (every, ""), kind="stat", unit="reqps", width=6, height=4),

@@ -34,7 +34,7 @@ locals {
   waves = {
     first  = ["metrics-server", "cluster-autoscaler", "load-balancer-controller", "nvidia-device-plugin", "external-secrets", "istio-base", "keda"]
     second = ["istiod", "istio-cni", "keda-add-ons-http"]
-    third  = ["istio-ingressgateway", "nginx-ingress", "kube-prometheus-stack", "loki", "prefect-server"]
-    fourth = ["alloy", "dcgm-exporter", "cloudwatch-exporter"]
+    third  = ["istio-ingressgateway", "kube-prometheus-stack", "loki", "prefect-server"]
+    fourth = ["nginx-ingress", "alloy", "dcgm-exporter", "cloudwatch-exporter"]
   }
 }
