@@ -579,6 +579,23 @@ def test_a_sleeping_stable_is_awake_before_the_canary_starts(
     assert minimum(fake, "scaledobjects", "flights-v1") == (0, None)
 
 
+def test_a_sleeping_stable_is_woken_for_a_canary_that_was_here_before(
+    platform: KubernetesPlatform, fake: FakeKubernetes
+) -> None:
+    """The previous release is promoted again: it is part of the route, with no share."""
+    spec = a_spec(autoscaling="keda", scale_to_zero=True)
+    for version in (1, 2):
+        platform.start(a_release(version), spec)
+    platform.route("flights", Routes({"flights-v1": 0, "flights-v2": 100}))
+    platform.settle("flights")
+    fake.edit("deployments", "flights-v2", lambda thing: thing["spec"].update(replicas=0))
+    platform.start(a_release(1), spec)
+    stable = fake.thing("deployments", "flights-v2")
+    assert stable is not None
+    assert stable["spec"]["replicas"] == 1
+    assert minimum(fake, "scaledobjects", "flights-v2") == (1, "0")
+
+
 def test_a_sleeping_release_is_woken_by_its_own_start(
     platform: KubernetesPlatform, fake: FakeKubernetes
 ) -> None:

@@ -13,6 +13,13 @@ from typing import Any
 from flows.adapters.kubernetes.api import Api, Conflict
 from flows.adapters.kubernetes.autoscalers import Autoscalers, pinned_from
 from flows.adapters.kubernetes.connection import connect
+from flows.adapters.kubernetes.objects import (
+    entries_of,
+    holds,
+    is_ours,
+    owner_reference,
+    replicas_of,
+)
 from flows.adapters.kubernetes.readiness import Readiness
 from flows.adapters.kubernetes.skeletons import read_skeletons
 from flows.domain import mesh
@@ -95,7 +102,7 @@ class KubernetesPlatform:
         if applied["spec"].get("replicas") == 0:
             wanted = max(pin or 0, 1)
             applied = self._wake(release.name, wanted)
-        owner = _owner_reference(applied)
+        owner = owner_reference(applied)
         for manifest in rest:
             manifest["metadata"]["ownerReferences"] = [owner]
             self._apply(manifest)
@@ -128,7 +135,7 @@ class KubernetesPlatform:
 
     def routes(self, model: str) -> Routes:
         found = self._api.get("VirtualService", model)
-        return Routes() if found is None else mesh.routes_of(model, _entries(found))
+        return Routes() if found is None else mesh.routes_of(model, entries_of(found))
 
     def route(self, model: str, routes: Routes) -> None:
         """Write our entries of the model's VirtualService, and read back that they stand.
@@ -147,12 +154,12 @@ class KubernetesPlatform:
             self._pin_all(model, routes, deployments)
         for attempt in range(ROUTE_TRIES):
             found = self._api.get("VirtualService", model)
-            if found is not None and attempt and _stands(found, ours):
+            if found is not None and attempt and holds(found, ours):
                 return
             if not self._write(model, found, ours):
                 self._sleep(min(0.05 * 2**attempt, 1))
         found = self._api.get("VirtualService", model)
-        if found is None or not _stands(found, ours):
+        if found is None or not holds(found, ours):
             raise RouteConflict(
                 f"somebody else keeps changing the VirtualService {model}; our {ROUTE_TRIES} writes did not "
                 f"last. `kubectl get virtualservice {model} -n {self._cluster.namespace} -o yaml "
@@ -166,8 +173,8 @@ class KubernetesPlatform:
                 skeleton = self._skeletons["virtual-service"]
                 self._api.create(mesh.virtual_service(model, ours, self._cluster, skeleton))
                 return True
-            entries = _entries(found)
-            if not (_is_ours(found) or any(mesh.is_ours(entry) for entry in entries)):
+            entries = entries_of(found)
+            if not (is_ours(found) or any(mesh.is_ours(entry) for entry in entries)):
                 raise RouteConflict(
                     f"the VirtualService {model} in {self._cluster.namespace} belongs to somebody else "
                     f"(no label {MANAGED_BY}={MANAGER}); rename it or delete it"
@@ -200,7 +207,7 @@ class KubernetesPlatform:
         found = known or self._api.get("Deployment", release.name)
         if found is None:
             return
-        if not _is_ours(found):
+        if not is_ours(found):
             raise ReleaseNotReady(
                 f"a Deployment {release.name} that is not ours (no label {MANAGED_BY}={MANAGER}) stands in "
                 f"{self._cluster.namespace}; rename it or delete it"
@@ -217,27 +224,29 @@ class KubernetesPlatform:
     ) -> None:
         """Before a canary starts: pin the releases that serve the model, and wake those that sleep.
 
-        A release of the route itself is started to take traffic back; it must not wait for the others.
+        A release of the route itself may be started to take traffic back: nobody waits for the others then.
         """
         try:
             weights = self.routes(release.model).weights
         except RouteConflict:
             return  # a mangled route must not keep a rollback from starting its target; route() overwrites it
-        if release.name in weights:
-            return
+        returns = release.name in weights
         woken = []
-        for name in [name for name, weight in weights.items() if weight > 0]:
+        for name, weight in weights.items():
             deployment = deployments.get(name)
-            if deployment is None:
+            if deployment is None or weight == 0 or name == release.name:
                 continue
-            replicas = _replicas(deployment)
+            replicas = replicas_of(deployment)
+            if returns and replicas > 0:
+                continue
             if name in autoscalers:
                 self._autoscalers.pin(autoscalers[name], replicas)
             if replicas == 0:
                 self._wake(name, 1)
                 woken.append(name)
-        for name in woken:
-            self._readiness.wait(name, self._cluster.wake_seconds, 1)
+        if not returns:
+            for name in woken:
+                self._readiness.wait(name, self._cluster.wake_seconds, 1)
 
     def _pin(self, spec: ModelSpec, autoscaler: Manifest | None) -> int | None:
         """The pinned minimum of the release that is started: a sleeper stays awake until it is settled."""
@@ -250,7 +259,7 @@ class KubernetesPlatform:
         """While traffic is split, nobody in the split may shrink."""
         for name, autoscaler in self._autoscalers.of({MODEL_LABEL: model}).items():
             if name in routes.weights and pinned_from(autoscaler) is None:
-                self._autoscalers.pin(autoscaler, _replicas(deployments[name]))
+                self._autoscalers.pin(autoscaler, replicas_of(deployments[name]))
 
     def _wake(self, name: str, replicas: int) -> Manifest:
         try:
@@ -279,30 +288,3 @@ def _releases_in(routes: Routes) -> list[str]:
 
 def _no_servers(name: str) -> ReleaseNotReady:
     return ReleaseNotReady(f"{name} has no servers in the cluster; start it first (a promotion does)")
-
-
-def _entries(virtual_service: Manifest) -> list[Manifest]:
-    return list((virtual_service.get("spec") or {}).get("http") or [])
-
-
-def _stands(found: Manifest, ours: list[Manifest]) -> bool:
-    entries = _entries(found)
-    return mesh.merge(entries, ours) == entries
-
-
-def _is_ours(thing: Manifest) -> bool:
-    return (thing["metadata"].get("labels") or {}).get(MANAGED_BY) == MANAGER
-
-
-def _replicas(deployment: Manifest) -> int:
-    return int(deployment["spec"].get("replicas", 1))
-
-
-def _owner_reference(deployment: Manifest) -> Manifest:
-    """Deleting the Deployment by hand takes everything of the release along."""
-    return {
-        "apiVersion": "apps/v1",
-        "kind": "Deployment",
-        "name": deployment["metadata"]["name"],
-        "uid": deployment["metadata"]["uid"],
-    }
