@@ -45,13 +45,33 @@ def ratio_logs(
     """
     if temper is not None:
         bad, both = bad / temper, both / temper
-    null = np.log1p(share * (tolerated - 1))[..., None]
+    costs = _costs(share, ratios, tolerated)[..., None]
     return np.stack(
-        [
-            bad * math.log(ratio / tolerated) - both * (np.log1p(share * (ratio - 1))[..., None] - null)
-            for ratio in ratios
-        ]
+        [bad * math.log(ratio / tolerated) - both * cost for ratio, cost in zip(ratios, costs, strict=True)]
     )
+
+
+def ratio_total(
+    bad: Array,
+    both: Array,
+    share: Array,
+    ratios: Array = WORSE,
+    tolerated: float = 1.0,
+    temper: Array | None = None,
+) -> Array:
+    """`ratio_logs` added up over the windows [ratios, ..., 1, G], without making every one of them."""
+    if temper is not None:
+        bad, both = bad / temper, both / temper
+    paid = _costs(share, ratios, tolerated)[..., None, :] @ both
+    gains = np.log(ratios / tolerated).reshape(-1, *(1,) * bad.ndim)
+    total: Array = gains * bad.sum(axis=-2, keepdims=True) - paid
+    return total
+
+
+def _costs(share: Array, ratios: Array, tolerated: float) -> Array:
+    """What each bad request of either arm costs the evidence [ratios, ..., T]."""
+    null = np.log1p(share * (tolerated - 1))
+    return np.stack([np.log1p(share * (ratio - 1)) - null for ratio in ratios])
 
 
 def mean_log(logs: Array, axis: int, weights: Array | None = None) -> Array:

@@ -23,6 +23,7 @@ from flows.domain.evidence import (
     dispersion,
     mean_log,
     ratio_logs,
+    ratio_total,
     since,
 )
 from flows.domain.policy import PromotionPolicy
@@ -137,8 +138,11 @@ def against(bad: Array, bad_stable: Array, share: Array, weight: Array, *, last:
     often, averaged over the metrics."""
     both = bad + bad_stable
     phi = dispersion(bad, both, weight)
-    logs = ratio_logs(bad, both, share, temper=phi if np.any(phi > 1) else None)
-    logs = logs.sum(axis=-2, keepdims=True) if last else np.cumsum(logs, axis=-2)
+    temper = phi if np.any(phi > 1) else None
+    if last:
+        logs = ratio_total(bad, both, share, temper=temper)
+    else:
+        logs = np.cumsum(ratio_logs(bad, both, share, temper=temper), axis=-2)
     return mean_log(mean_log(logs, axis=0), axis=-1)
 
 

@@ -1,46 +1,89 @@
-"""The README's plot of the acceptance table."""
+"""The README's plot of the acceptance table: every number of it that should be 0."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-WHO = (("ours", "ModelServeAI", "#1a7f5a"), ("Argo", "Argo Rollouts", "#b9522d"))
-WHO += (("Flagger", "Flagger", "#d9a13b"), ("Kayenta", "Kayenta", "#7a8699"))
+NAMES = {
+    "ours": "ModelServeAI",
+    "Argo": "Argo Rollouts, 99 % a minute",
+    "example": "Argo Rollouts, 95 % in 5 minutes",
+    "Flagger": "Flagger, 99 % a minute",
+    "Kayenta": "Kayenta, Mann-Whitney",
+}
+OURS, GOOD, BAD = "#1a7f5a", "#f4f7f5", "#b5402a"
 
 
-def draw(rows: Sequence[Any], file: Path) -> None:
-    """Left: healthy canaries that were rolled back. Right: sick ones that were promoted or never found."""
+def draw(healthy: Sequence[Any], sick: Sequence[Any], file: Path) -> None:
+    """Left: healthy canaries that were rolled back, in the ramp and kept at 10 %. Right: sick ones that were
+    not, and how long the others took."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    healthy = [row for row in rows if row.name.startswith("healthy")]
-    sick = [row for row in rows if not row.name.startswith("healthy")]
-    figure, (left, right) = pyplot.subplots(
-        1, 2, figsize=(12, 4.6), gridspec_kw={"width_ratios": [len(healthy), len(sick)]}, layout="constrained"
+    ramp = list(NAMES)
+    kept = [who for who in ramp if who in healthy[0].held]
+    figure, axes = pyplot.subplots(
+        2,
+        2,
+        figsize=(13, 5.6),
+        layout="constrained",
+        gridspec_kw={"width_ratios": [len(healthy), len(sick)], "height_ratios": [len(ramp), len(kept)]},
     )
-    _bars(left, healthy, [row.name.removeprefix("healthy, ").replace(", ", "\n") for row in healthy], False)
-    left.set_title("Healthy canary: rolled back within the hour (should be none)", fontsize=10, loc="left")
-    left.axhline(1, color="#1a7f5a", linewidth=0.8, linestyle=":")
-    _bars(right, sick, [row.name.replace(", ", "\n").replace(" on ", "\non ") for row in sick], True)
-    right.set_title("Sick canary: not rolled back (should be none)", fontsize=10, loc="left")
-    left.set_ylabel("% of simulated promotions")
-    left.set_xlabel("errors of both releases, traffic of the model")
-    left.legend(frameon=False, fontsize=9, loc="upper left")
+    shares = [[100 * row.rolled_back[who] for row in healthy] for who in ramp]
+    _table(axes[0][0], shares, [NAMES[who] for who in ramp])
+    axes[0][0].set_title("Healthy canary, rolled back in the ramp (%)", **_TITLE)
+    shares = [[100 * row.held[who] for row in healthy] for who in kept]
+    _table(axes[1][0], shares, [NAMES[who] for who in kept])
+    axes[1][0].set_title("Healthy canary, kept at 10 % for an hour, rolled back (%)", **_TITLE)
+    labels = [row.name.removeprefix("healthy, ").replace(", ", "\n") for row in healthy]
+    axes[1][0].set_xticks(range(len(healthy)), labels, fontsize=9)
+    axes[1][0].set_xlabel("errors of both releases, traffic of the model", fontsize=9)
+    shares = [[100 * (1 - row.rolled_back[who]) for row in sick] for who in ramp]
+    _table(axes[0][1], shares, [""] * len(ramp))
+    axes[0][1].set_title("Sick canary, not rolled back (%)", **_TITLE)
+    minutes = [[row.minutes[who] for row in sick] for who in kept]
+    texts = [["never" if math.isinf(one) else f"{one:.0f} min" for one in line] for line in minutes]
+    _table(axes[1][1], [[0.0] * len(sick) for _ in kept], [""] * len(kept), texts)
+    axes[1][1].set_title("Sick canary, median time to the rollback", **_TITLE)
+    labels = [row.name.replace(", ", "\n").replace(" on ", "\non ").replace(" of ", "\nof ") for row in sick]
+    axes[1][1].set_xticks(range(len(sick)), labels, fontsize=9)
+    axes[1][1].set_xlabel("its errors against the stable's, traffic of the model", fontsize=9)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=110, metadata={"Software": None})
     pyplot.close(figure)
 
 
-def _bars(axes: Any, rows: Sequence[Any], labels: list[str], missed: bool) -> None:
-    for index, (key, label, colour) in enumerate(WHO):
-        shares = [100 * (1 - row.rolled_back[key] if missed else row.rolled_back[key]) for row in rows]
-        places = [place + 0.2 * (index - 1.5) for place in range(len(rows))]
-        bars = axes.bar(places, shares, 0.19, color=colour, label=label)
-        axes.bar_label(bars, [f"{share:.0f}" if share >= 1 else "" for share in shares], fontsize=7)
-    axes.set_xticks(range(len(rows)), labels, fontsize=8)
-    axes.set_ylim(0, 108)
-    axes.spines[["top", "right"]].set_visible(False)
+_TITLE = {"fontsize": 10.5, "loc": "left", "fontweight": "bold"}
+
+
+def _table(
+    axes: Any, shares: list[list[float]], names: list[str], texts: list[list[str]] | None = None
+) -> None:
+    """A cell a number; the redder, the more canaries were treated wrongly. `texts` stand in their place."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    colours = LinearSegmentedColormap.from_list("wrong", [GOOD, "#f0b48c", BAD])
+    axes.imshow(shares, cmap=colours, vmin=0, vmax=100, aspect="auto")
+    for line, row in enumerate(shares):
+        for column, share in enumerate(row):
+            number = "0" if share < 0.05 else f"{share:.1f}" if share < 9.95 else f"{share:.0f}"
+            text = texts[line][column] if texts else number
+            colour = "white" if share > 60 else "#222222"
+            weight = "bold" if line == 0 else "normal"
+            axes.text(
+                column, line, text, ha="center", va="center", color=colour, fontsize=9.5, fontweight=weight
+            )
+    axes.set_yticks(range(len(names)), names, fontsize=9.5)
+    axes.set_xticks([])
+    for line, label in enumerate(axes.get_yticklabels()):
+        label.set(color=OURS if line == 0 else "#222222", fontweight="bold" if line == 0 else "normal")
+    axes.set_yticks([place - 0.5 for place in range(1, len(names))], minor=True)
+    axes.set_xticks([place - 0.5 for place in range(1, len(shares[0]))], minor=True)
+    axes.grid(which="minor", color="white", linewidth=2)
+    axes.tick_params(which="both", length=0)
+    axes.spines[:].set_visible(False)

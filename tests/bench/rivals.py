@@ -1,18 +1,23 @@
-"""The rules of the systems in use, written out from their documentation, for the same counts.
+"""The rules of the systems in use, written out from their documentation, for the same requests.
 
-They are the settings of each one's own tutorial. Their gates see the same Bernoulli requests as our judge,
-minute by minute; what they do not do (compare with the stable, say) is left out as they leave it out.
+Each sees the same Bernoulli requests as our judge, minute by minute, without noise from scrapes and rates:
+better than it would in production. What they do not do (compare with the stable, say) is left out as they
+leave it out.
 
-- Argo Rollouts: an AnalysisTemplate with `successCondition: result[0] >= 0.99`, `interval: 1m`,
-  `failureLimit: 3`, in the background of a rollout of setWeight/pause steps: more than three failed
-  measurements abort it, passing measurements do not clear failed ones. A minute without requests is no
-  measurement.
-- Flagger: `interval: 1m`, `threshold: 5`, `stepWeight: 10`, `maxWeight: 50`, request-success-rate min 99: a
-  minute that passes takes the next step, one that fails (no requests count as failed) is added up, five roll
-  back, and passing at the maximum weight promotes.
-- Kayenta: one critical metric, error rate a minute, canary against a baseline of equal size over the whole
-  hour: the judge's Mann-Whitney interval for the shift at confidence 0.98, "High" when its lower end exceeds
-  the tolerance of 0.25 of the estimate.
+- Argo Rollouts: an AnalysisTemplate in the background of setWeight and pause steps. A metric fails, and the
+  rollout is aborted, when *more than* `failureLimit` measurements have failed; later ones that pass clear
+  nothing. Without requests the success rate is 0 / 0, and NaN meets no `successCondition`: that measurement
+  fails too. Twice: with the service level that Flagger's tutorials have (`result[0] >= 0.99` once a minute,
+  `failureLimit: 3`, our own ramp), and as its documentation's example has it (`>= 0.95` every 5 minutes,
+  `failureLimit: 3`, 20 % more every 10 minutes, looked at from 40 % on).
+- Flagger: as in its tutorials, `interval: 1m`, `threshold: 5`, `stepWeight: 10`, `maxWeight: 50`,
+  `request-success-rate` at least 99. A minute that passes takes the next step; one that fails is added up (no
+  requests: "no values found", which fails too) and five of them roll back; passing at the greatest weight
+  promotes. With `iterations` (its A/B tests) the weight stays, and so many passing minutes promote.
+- Kayenta: one metric, errors a request by the minute, canary beside a baseline of equal size for the hour. It
+  is "High", and with one metric that decides the score, when the lower end of the shift's Mann-Whitney
+  confidence interval (98 %) exceeds a quarter of the estimate. Its removal of outliers (beyond the 99th
+  percentile and three interquartile ranges: a point of sixty at most) is left out.
 """
 
 from __future__ import annotations
@@ -25,6 +30,8 @@ from scipy import stats
 
 Array = NDArray[np.float64]
 MINUTES = 60
+ARGO_EXAMPLE = np.repeat([40.0, 60.0, 80.0], 10)
+"""The weight in each minute in which the documentation's example looks; 10 minutes at 20 % come before."""
 
 
 @dataclass(frozen=True)
@@ -35,25 +42,47 @@ class Outcome:
     promoted: Array
 
 
-def argo(rng: np.random.Generator, runs: int, rps: float, canary: float, steps: Array) -> Outcome:
-    """`steps` is the weight in percent of each minute; promoted when all are over."""
-    requests = rng.poisson(rps * 60 * steps / 100, (runs, len(steps)))
-    failed = (requests > 0) & (rng.binomial(requests, canary) > 0.01 * requests)
-    minute = _first(np.cumsum(failed, axis=1) > 3)
-    return Outcome(minute, np.where(np.isnan(minute), float(len(steps)), np.nan))
+def argo(
+    rng: np.random.Generator,
+    runs: int,
+    rps: float,
+    canary: float,
+    weights: Array,
+    least: float = 0.99,
+    every: int = 1,
+    before: int = 0,
+) -> Outcome:
+    """`weights` in percent by the minute; at least `least` must succeed, measured `every` so many minutes."""
+    requests = rng.poisson(rps * 60 * weights / 100, (runs, len(weights)))
+    failures = rng.binomial(requests, canary)
+    requests, failures = (one.reshape(runs, -1, every).sum(axis=2) for one in (requests, failures))
+    failed = (requests == 0) | (failures > (1 - least) * requests * (1 + 1e-12))
+    minute = before + every * _first(np.cumsum(failed, axis=1) > 3)
+    return Outcome(minute, np.where(np.isnan(minute), float(before + len(weights)), np.nan))
 
 
-def flagger(rng: np.random.Generator, runs: int, rps: float, canary: float) -> Outcome:
-    weight, fails = np.full(runs, 10.0), np.zeros(runs)
+def argo_example(rng: np.random.Generator, runs: int, rps: float, canary: float) -> Outcome:
+    """The example of Argo Rollouts' documentation."""
+    return argo(rng, runs, rps, canary, ARGO_EXAMPLE, least=0.95, every=5, before=10)
+
+
+def flagger(
+    rng: np.random.Generator, runs: int, rps: float, canary: float, iterations: int | None = None
+) -> Outcome:
+    """A ramp, or with `iterations` that many passing minutes at 10 %."""
+    weight, fails, passes = np.full(runs, 10.0), np.zeros(runs), np.zeros(runs)
     rejected, promoted = np.full(runs, np.nan), np.full(runs, np.nan)
     for minute in range(1, MINUTES + 1):
         going = np.isnan(rejected) & np.isnan(promoted)
         requests = rng.poisson(rps * 60 * weight / 100)
         good = (requests > 0) & (rng.binomial(requests, canary) <= 0.01 * requests)
         fails += going & ~good
+        passes += going & good
         rejected[going & (fails >= 5)] = minute
-        promoted[going & good & (weight >= 50)] = minute
-        weight = np.where(going & good, np.minimum(weight + 10, 50), weight)
+        last = weight >= 50 if iterations is None else passes >= iterations
+        promoted[going & good & last] = minute
+        if iterations is None:
+            weight = np.where(going & good, np.minimum(weight + 10, 50), weight)
     return Outcome(rejected, promoted)
 
 

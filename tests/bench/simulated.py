@@ -80,6 +80,12 @@ class Traffic:
     def _add(self, kind: str, release: str, label: str, pod: str, amount: int) -> None:
         self.counters[Series(kind, release, label, pod)] += amount
 
+    def restart(self, gateway: str) -> None:
+        """Its counters begin again at zero."""
+        for series in self.counters:
+            if series.pod == gateway:
+                self.counters[series] = 0.0
+
     def snapshot(self, earlier: Snapshot | None = None) -> Snapshot:
         down = {name for name, arm in ((CANARY, self.canary), (STABLE, self.stable)) if arm and not arm.up}
         shown = {
@@ -103,6 +109,8 @@ class Promotion:
     """Times (seconds from the start) in which Prometheus does not answer."""
     mesh: bool = True
     """False: the mesh does not apply the weights that are written."""
+    restart_every: int = 0
+    """A gateway's counters begin again every so many windows; 0: never."""
     _before: Snapshot | None = None
 
     def run(self, minutes: float) -> str:
@@ -121,6 +129,8 @@ class Promotion:
     def step(self) -> Verdict:
         """One more window at the same weight, whatever is said of it."""
         before = self._before or self.traffic.snapshot()
+        if self.restart_every and len(self.windows) % self.restart_every == self.restart_every - 1:
+            self.traffic.restart(self.traffic.gateways[0])
         self.traffic.run(self.policy.window_seconds)
         window = self._window(before)
         self._before = self.traffic.snapshot(before) if window.observed else before

@@ -11,7 +11,7 @@ import numpy as np
 from flows.domain.judge import judge
 from flows.domain.policy import PromotionPolicy
 from flows.domain.verdict import Verdict
-from flows.domain.windows import Window
+from flows.domain.windows import Counts, Window
 from tests.bench.simulated import Arm, Promotion, Traffic
 
 QUICK = PromotionPolicy(window_seconds=30)
@@ -44,12 +44,23 @@ def situations(seed: int) -> Iterator[Situation]:
         "no traffic, past the deadline, unproven allowed", {"keep"}, 190, rps=0.0, at="promote_unproven"
     )
     yield play("no canary traffic: the mesh ignores the weight", {"open"}, mesh=False)
+    yield play("6 requests a minute, healthy", {"open"}, rps=0.1)
+    yield _one_error()
     yield play("canary crash-loops: only the gateway sees it", {"rollback"}, canary=Arm(up=False))
     yield play("both fail alike, 20 % (shared incident)", {"open"}, both=Arm(error_rate=0.2))
+    yield _incident(seed)
+    yield play(
+        "twice the errors under the SLO: 0.8 % on 0.4 %",
+        {"rollback"},
+        rps=200.0,
+        canary=Arm(error_rate=0.008),
+        stable=Arm(error_rate=0.004),
+    )
     yield play("ten times slower", {"rollback"}, canary=Arm(median_seconds=0.2))
     yield play("one NaN in 1 000 outputs", {"rollback"}, canary=Arm(invalid_rate=0.001))
     yield play("always the same prediction", {"rollback"}, canary=Arm(bins=(0.0, 0.0, 0.0, 0.0, 1.0)))
-    yield play("6 requests a minute, healthy", {"open"}, rps=0.1)
+    yield _foreign(seed)
+    yield _restarted(seed)
     yield from _outages(seed, (1, 5, 30))
     yield _replayed(played)
 
@@ -60,11 +71,69 @@ def _promotion(seed: int, **changes: object) -> Promotion:
     rps = changes.get("rps", 10.0)
     assert isinstance(canary, Arm)
     assert isinstance(rps, float)
-    traffic = Traffic(rng, rps, canary, both if isinstance(both, Arm) else Arm())
+    stable = changes.get("stable", both if both is not None else Arm())
+    assert isinstance(stable, Arm)
+    traffic = Traffic(rng, rps, canary, stable)
     policy = QUICK
     if changes.get("at"):
         policy = QUICK.model_copy(update={"at_deadline": changes["at"]})
     return Promotion(policy, traffic, mesh=bool(changes.get("mesh", True)))
+
+
+def _one_error() -> Situation:
+    """The only request of the canary in a quarter of an hour has failed."""
+    quiet = [
+        Window(30.0 * i, 30.0 * i + 30, 5, Counts(int(i == 29), int(i == 29), int(i == 29)), Counts(3, 0, 3))
+        for i in range(30)
+    ]
+    verdict = judge(QUICK, quiet)
+    met = verdict.kind == "hold" and verdict.evidence < 10
+    return Situation(
+        "6 requests a minute, one error", f"{verdict.kind}, evidence {verdict.evidence:.2f} of 100", met
+    )
+
+
+def _incident(seed: int) -> Situation:
+    """Both releases fail alike from the fourth minute on, for twenty minutes, and then recover."""
+    seen: Counter[str] = Counter()
+    for run in range(RUNS):
+        promotion = _promotion(seed + run)
+        promotion.run(4)
+        for rate, minutes in ((0.1, 20), (0.005, 60)):
+            promotion.traffic.canary.error_rate = rate
+            assert promotion.traffic.stable is not None
+            promotion.traffic.stable.error_rate = rate
+            verdicts = [promotion.step() for _ in range(2 * minutes)]
+            seen[verdicts[2 * minutes - 1 if rate > 0.01 else 20].metric] += 1
+            seen["rejected"] += any(verdict.kind == "reject" for verdict in verdicts)
+    text = f"{seen['incident']} of {RUNS} frozen, then freed; {seen['rejected']} rejected"
+    return Situation(
+        "an incident of both in the middle of a step", text, (seen["incident"], seen["rejected"]) == (RUNS, 0)
+    )
+
+
+def _foreign(seed: int) -> Situation:
+    """Somebody sends 25 % where 5 % were set: by that, a healthy canary fails five times as often."""
+    rejected = 0
+    for run in range(RUNS):
+        promotion = _promotion(seed + run, both=Arm(error_rate=0.02))
+        promotion.run(1)
+        promotion.traffic.applied = 25
+        rejected += any(promotion.step().kind == "reject" for _ in range(60))
+    return Situation(
+        "somebody else sends 25 % instead of 5 %, healthy", f"{rejected} of {RUNS} rejected", rejected == 0
+    )
+
+
+def _restarted(seed: int) -> Situation:
+    """A gateway is restarted every third minute: its counters begin again, between two looks at them."""
+    ends: Counter[str] = Counter()
+    for run in range(RUNS):
+        promotion = _promotion(seed + run)
+        promotion.restart_every = 6
+        ends[promotion.run(60)] += 1
+    text = ", ".join(f"{count} {end}" for end, count in ends.items())
+    return Situation("a gateway that restarts every third minute, healthy", text, set(ends) == {"promoted"})
 
 
 def _outages(seed: int, lengths: tuple[float, ...]) -> Iterator[Situation]:
