@@ -167,6 +167,11 @@ def built(overlay: str) -> list[dict[str, Any]]:
     return _kustomized(ROOT / "k8s" / "overlays" / overlay)
 
 
+def base() -> list[dict[str, Any]]:
+    """What every overlay stands on, without any component."""
+    return _kustomized(ROOT / "k8s" / "base")
+
+
 def _kustomized(folder: Path) -> list[dict[str, Any]]:
     if shutil.which("kubectl") is None:
         raise SystemExit("kubectl (1.27 or newer, for its kustomize) is not installed")

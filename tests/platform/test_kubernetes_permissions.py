@@ -11,8 +11,8 @@ import pytest
 from flows.adapters.kubernetes import KubernetesPlatform
 from flows.domain.errors import ReleaseNotReady
 from flows.domain.routes import Mirror, Routes
-from tests.manifests.validate import OVERLAYS, built
-from tests.platform.fake_kubernetes import FakeKubernetes, Thing, healthy
+from tests.manifests.validate import OVERLAYS, base, built
+from tests.platform.fake_kubernetes import KINDS, FakeKubernetes, Thing, healthy
 from tests.platform.kubernetes_world import a_release, a_spec, kubernetes_platform
 
 Rules = list[dict[str, Any]]
@@ -20,9 +20,13 @@ Rules = list[dict[str, Any]]
 
 @pytest.fixture(scope="module", params=OVERLAYS)
 def rules(request: pytest.FixtureRequest) -> Rules:
+    return rules_in(built(request.param))
+
+
+def rules_in(things: list[dict[str, Any]]) -> Rules:
     (role,) = [
         thing
-        for thing in built(request.param)
+        for thing in things
         if thing["kind"] == "Role" and thing["metadata"]["name"] == "modelserve-releases"
     ]
     return list(role["rules"])
@@ -120,6 +124,21 @@ def test_the_role_is_not_more_than_enough(
         if call.verb == "patch" and call.status == 201
     }
     assert granted == fake.verbs() | applied
+
+
+def test_a_cluster_without_keda_needs_none_of_its_rights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    installed = {pair for pair in KINDS if not pair[0].endswith("keda.sh")}
+    fake = FakeKubernetes(rules=rules_in(base()), installed=installed)
+    with kubernetes_platform(fake, tmp_path, monkeypatch.setenv) as platform:
+        for version in (1, 2):
+            platform.start(a_release(version), a_spec())
+        platform.route("flights", Routes({"flights-v1": 50, "flights-v2": 50}))
+        platform.settle("flights")
+        platform.stop(a_release(2))
+    assert [call for call in fake.calls if call.status == 403] == []
+    assert {call.verb for call in fake.calls if call.group.endswith("keda.sh")} == {"list"}
 
 
 def test_nothing_is_granted_outside_of_the_servers_namespace() -> None:
