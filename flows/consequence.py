@@ -45,24 +45,31 @@ def _freeze(
 def _retrain(
     _plane: ControlPlane, result: DriftResult, reason: str, policy: DriftPolicy, _chosen: Consequence
 ) -> str:
-    """Start the training flow, once for a release however often the check repeats."""
+    """Start the training flow, once for a release however often the check repeats; again if that failed."""
+    from prefect.client.schemas.objects import FlowRun
     from prefect.deployments import run_deployment
 
     assert policy.training is not None  # the policy does not parse without it
+    key = f"drift-{result.release}-{policy.training}"
     try:
-        run = run_deployment(
-            policy.training,
-            parameters={"model": result.model, "reason": reason},
-            timeout=0,
-            as_subflow=False,
-            idempotency_key=f"drift-{result.release}",
-        )
+        while True:  # along the runs that ended badly, each of which names the next one's key
+            run = run_deployment(
+                policy.training,
+                parameters={"model": result.model, "reason": reason},
+                timeout=0,
+                as_subflow=False,
+                idempotency_key=key,
+            )
+            assert isinstance(run, FlowRun)
+            if run.state is None or not run.state.is_final() or run.state.is_completed():
+                break
+            key = str(run.id)
     except Exception as error:  # Prefect raises its own, httpx's and OS errors
         text = " ".join(str(error).split())[:200] or type(error).__name__
         raise ModelServeError(
             f"training {policy.training!r} did not start ({text}); start it by hand"
         ) from error
-    return f"training {policy.training!r} was started ({getattr(run, 'name', 'run')})"
+    return f"training {policy.training!r} was started ({run.name})"
 
 
 def _roll_back(

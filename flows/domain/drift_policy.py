@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 Consequence = Literal["record", "alert", "freeze", "retrain", "rollback"]
 
+TRAIN = "train/train"
+"""The deployment that runs the policy's own `trainer`."""
 UNIT_SECONDS = {"m": 60, "h": 3600, "d": 86400, "w": 604800}
 
 
@@ -74,7 +76,11 @@ class DriftPolicy(BaseModel):
     harm: Consequence | None = None
     """What follows when realised performance is harmed; default: the same as `consequence`."""
     training: str | None = None
-    """Prefect deployment (`flow/deployment`) started by the consequence `retrain`."""
+    """Prefect deployment (`flow/deployment`) started by the consequence `retrain`: `train/train`, which runs
+    `trainer`, or one of your own. It is given the model and the reason."""
+    trainer: tuple[str, ...] = ()
+    """Command that trains the model anew, one word an entry; `{output}` stands for the folder that it fills
+    with a release: model.yaml, the trained file, training.parquet, … (see `flows.training.candidate`)."""
 
     @property
     def window_seconds(self) -> float:
@@ -114,6 +120,8 @@ class DriftPolicy(BaseModel):
             raise ValueError("season needs time_column: the reference must know when its rows happened")
         if "retrain" in (self.consequence, self.harm) and self.training is None:
             raise ValueError("the consequence 'retrain' needs training: the Prefect deployment to start")
+        if self.training == TRAIN and not self.trainer:
+            raise ValueError(f"training '{TRAIN}' needs trainer: the command that trains the model")
         return self
 
 

@@ -53,6 +53,7 @@ def test_checks_that_an_outage_swallowed_are_made_up_for_once() -> None:
         ("window", "1 day", "is no duration"),
         ("season", "hour", "season needs time_column"),
         ("consequence", "retrain", "needs training"),
+        ("training", "train/train", "needs trainer"),
     ],
 )
 def test_a_policy_that_makes_no_sense_is_refused(field: str, value: str, said: str) -> None:

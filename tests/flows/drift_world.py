@@ -80,14 +80,15 @@ class World:
         reference: bool = True,
         version: int = 1,
         training: int = 3000,
+        spec: str = "",
     ) -> None:
-        text = SPEC.format(consequence=consequence).replace("paint", model)
+        text = spec or SPEC.format(consequence=consequence).replace("paint", model)
         bundle = self.folder / f"{model}-{version}"
         bundle.mkdir(parents=True)
         (bundle / "model.yaml").write_text(text)
         if reference:
-            spec = parse_spec(text, "model.yaml")
-            profile = make_profile(rows(training, 1), spec.signature, spec.drift, model=model)
+            made = parse_spec(text, "model.yaml")
+            profile = make_profile(rows(training, 1), made.signature, made.drift, model=model)
             (bundle / "reference.json").write_text(profile.to_json())
         uri, sha256 = self.plane.artifacts.put_bundle(bundle, model, version)
         release = self.plane.registry.register(Release(model, version, uri, sha256), text)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -239,41 +238,6 @@ def test_only_models_whose_schedule_has_struck_are_due(world: World) -> None:
     assert drift.due_models(world.plane, now) == ["glass"]
     assert sorted(drift.due_models(world.plane, now + timedelta(days=1))) == ["glass", "paint"]
     assert drift.DRIFT in world.plane.registry.beats()
-
-
-def test_two_hundred_models_are_checked_in_one_run(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = [f"paint{number}" for number in range(200)]
-    for name in names:
-        world.serve(name, training=400)
-    world.send(rows(300, 8, shift=3), model=names[7])
-    for name in names[8:]:
-        world.send(rows(120, 9), model=name, hours=2)
-    running = most = 0
-    lock = threading.Lock()
-    check_model = drift.check_model
-
-    def counted(*arguments: Any, **options: Any) -> DriftResult:
-        nonlocal running, most
-        with lock:
-            running += 1
-            most = max(most, running)
-        try:
-            return check_model(*arguments, **options)
-        finally:
-            with lock:
-                running -= 1
-
-    monkeypatch.setattr(drift, "check_model", counted)
-
-    results = drift.check_models(world.plane, names, limit=4, draw="never")
-
-    assert [one.model for one in results] == names
-    assert most == 4
-    outcomes = [one.outcome for one in results]
-    assert outcomes[:7] == [Outcome.NO_SAMPLES] * 7
-    assert outcomes[7] is Outcome.DRIFTED
-    assert outcomes[8:] == [Outcome.STABLE] * 192
-    assert all(world.plane.registry.drift_checks(name) for name in names)
 
 
 def test_a_spec_that_cannot_be_read_any_more_holds_up_no_other_model(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +17,18 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.client.schemas.sorting import ArtifactSort
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+from prefect.states import Failed
 from prefect.testing.utilities import prefect_test_harness
 from prefect.utilities.importtools import import_object
 
-from flows import drift
+from flows import drift, training
 from flows.archive import ARCHIVE
-from flows.domain.findings import Outcome
+from flows.domain.findings import DriftResult, Outcome
 from flows.domain.promotion import State
 from flows.domain.release import Phase, Release
 from flows.domain.spec import parse_spec
-from flows.drift_check import check_model
-from tests.flows.drift_world import World, rows
+from flows.drift_check import check_model, read_reference
+from tests.flows.drift_world import SPEC, World, rows
 
 ROOT = Path(__file__).parents[2]
 SHIFT = 3.0
@@ -123,19 +125,134 @@ def test_the_frequent_run_checks_what_is_due_and_only_that(
     assert "drifted" in artifact(client, "drift-paint")
 
 
+def test_two_hundred_models_are_checked_in_one_flow_run(
+    flows_see: World, client: SyncPrefectClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = flows_see
+    names = [f"paint{number:03}" for number in range(200)]
+    for name in names:
+        world.serve(name, training=400)
+    world.send(rows(300, 8, shift=3), model=names[7])
+    for name in names[8:]:
+        world.send(rows(120, 9), model=name, hours=2)
+    running = most = 0
+    lock = threading.Lock()
+    check_model = drift.check_model
+
+    def counted(*arguments: Any, **options: Any) -> DriftResult:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        try:
+            return check_model(*arguments, **options)
+        finally:
+            with lock:
+                running -= 1
+
+    monkeypatch.setattr(drift, "check_model", counted)
+
+    said = [line.split(": ")[:2] for line in deployed("drift-due")(limit=4)]
+
+    assert most == 4
+    assert [name for name, _ in said] == names
+    outcomes = [outcome for _, outcome in said]
+    assert outcomes[:7] == ["no_samples"] * 7
+    assert outcomes[7] == "drifted"
+    assert outcomes[8:] == ["stable"] * 192
+    assert all(world.plane.registry.drift_checks(name) for name in names)
+    assert "# paint007: drifted" in artifact(client, "drift-paint007")
+    assert all(name in artifact(client, "drift") for name in names)
+
+
 def test_drift_starts_the_training_flow_once(world: World, client: SyncPrefectClient) -> None:
     flow = client.create_flow_from_name("train")
-    training = client.create_deployment(flow_id=flow, name="paint", enforce_parameter_schema=False)
+    started = client.create_deployment(flow_id=flow, name="paint", enforce_parameter_schema=False)
     world.serve(consequence="retrain")
     world.send(rows(1200, 2, shift=SHIFT))
 
     said = [check_model(world.plane, "paint", draw="never").consequence for _ in range(2)]
 
     assert all(str(one).startswith("training 'train/paint' was started") for one in said)
-    (run,) = [one for one in client.read_flow_runs() if one.deployment_id == training]
+    (run,) = [one for one in client.read_flow_runs() if one.deployment_id == started]
     assert run.parameters["model"] == "paint"
+    client.set_flow_run_state(run.id, Failed(), force=True)
+    for _ in range(2):
+        check_model(world.plane, "paint", draw="never")
+    runs = [one for one in client.read_flow_runs() if one.deployment_id == started]
+    assert len(runs) == 2, "what failed is started again, and that once, too"
     assert "2 of 3 columns drifted" in run.parameters["reason"]
     assert world.plane.registry.standing("paint").frozen is None
+
+
+TRAINER = """
+import pathlib, shutil, sys
+import numpy as np, pandas as pd
+output = pathlib.Path(sys.argv[1])
+for path in pathlib.Path(__file__).parent.glob("model*"):
+    shutil.copy(path, output)
+(output / "model.pt").write_bytes(b"weights of today")
+(output / "handler.py").write_text("def load(folder, device): ...\\ndef predict(model, rows): ...\\n")
+width = np.random.default_rng(1).normal(13, 2, 2000)
+frame = pd.DataFrame({"width": width, "colour": "red", "price": 3 * width})
+frame.to_parquet(output / "training.parquet")
+print("learned", file=sys.stderr)
+sys.exit(int(sys.argv[2]))
+"""
+
+
+@pytest.fixture
+def trained(flows_see: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Put a model with a training command of its own into service; its answer is the command's exit code."""
+    monkeypatch.setattr(training, "control_plane", lambda: flows_see.plane)
+
+    def put(exit_code: int) -> None:
+        folder = tmp_path / "project"
+        folder.mkdir()
+        command = f"[python, {folder}/trainer.py, '{{{{output}}}}', '{exit_code}']"
+        text = SPEC.replace("train/paint}}", f"train/train, trainer: {command}}}}}")
+        text += "serving: {{runtime: {{kind: handler, file: model.pt}}}}\n"
+        (folder / "model.yaml").write_text(text.format(consequence="retrain"))
+        (folder / "trainer.py").write_text(TRAINER)
+        flows_see.serve(spec=(folder / "model.yaml").read_text())
+
+    return put
+
+
+def test_the_training_flow_registers_a_candidate_and_starts_its_promotion(
+    flows_see: World, trained: Callable[[int], None], client: SyncPrefectClient
+) -> None:
+    """From drift to a candidate that still has to pass every gate."""
+    deployments = {}
+    for name in ("train", "promote"):
+        made = client.create_flow_from_name(name)
+        deployments[name] = client.create_deployment(flow_id=made, name=name, enforce_parameter_schema=False)
+    trained(0)
+    flows_see.send(rows(1200, 2, shift=SHIFT))
+    assert "was started" in str(check_model(flows_see.plane, "paint", draw="never").consequence)
+    (asked,) = [run for run in client.read_flow_runs() if run.deployment_id == deployments["train"]]
+
+    said = deployed("train")(**asked.parameters)
+
+    assert said.startswith("paint v2 was trained (drift check of paint-v1: drifted: 2 of 3 columns drifted")
+    release = flows_see.plane.registry.release("paint", 2)
+    assert read_reference(flows_see.plane, release).columns[0].mean == pytest.approx(13, abs=0.2)
+    (promotion,) = [run for run in client.read_flow_runs() if run.deployment_id == deployments["promote"]]
+    assert promotion.parameters == {"model": "paint", "version": 2}
+    stable = flows_see.plane.registry.standing("paint").stable
+    assert stable is not None
+    assert stable.version == 1, "trained is not promoted"
+
+
+@pytest.mark.usefixtures("server")
+def test_a_training_that_fails_registers_nothing(flows_see: World, trained: Callable[[int], None]) -> None:
+    trained(3)
+
+    state = deployed("train")(model="paint", return_state=True)
+
+    assert state.is_failed()
+    assert "the training ended with 3: learned" in str(state.message)
+    assert [release.version for release in flows_see.plane.registry.standing("paint").releases] == [1]
 
 
 def test_drift_rolls_back_the_release_that_was_checked(world: World) -> None:
