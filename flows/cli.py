@@ -129,12 +129,16 @@ def register(
         Path | None,
         typer.Option(help="Training rows (Parquet): makes the reference of drift checks."),
     ] = None,
+    holdout: Annotated[
+        Path | None,
+        typer.Option(help="Rows it has not learned, with its predictions and outcomes: how good it is."),
+    ] = None,
 ) -> None:
     """Check a model, put its bundle into the artifact store and add it to the registry as a release."""
     from flows.registration import register_release
     from flows.wiring import control_plane
 
-    release = register_release(control_plane(settings()), folder, artifact, version, training)
+    release = register_release(control_plane(settings()), folder, artifact, version, training, holdout)
     say(f"registered {release.name} (sha256 {release.sha256[:12]}…)")
     say(f"next: modelserve promote {release.model} {release.version} --watch")
 
