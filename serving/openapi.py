@@ -12,11 +12,12 @@ from serving.jobs.openapi import job_paths
 from serving.model import LoadedModel
 from serving.settings import Settings
 from serving.spec import Column, Datatype
+from serving.v2.openapi import protocol_paths
 
 _PROBLEMS = {
     "400": "The bytes are not JSON",
     "401": "No valid key",
-    "404": "No such job",
+    "404": "No such model, version or job",
     "408": "The body came too slowly",
     "413": "The body is too large",
     "415": "Not a JSON media type",
@@ -36,6 +37,7 @@ def describe(model: LoadedModel, settings: Settings) -> dict[str, Any]:
         "/predict": {"post": _predict(model)},
         "/feedback": {"post": _feedback()},
         **(job_paths(examples, settings.job_inputs, problems) if settings.keeps_jobs else {}),
+        **protocol_paths(model.spec, version, problems),
         "/healthz": {"get": _probe("Whether the process can still answer")},
         "/readyz": {"get": _probe("Whether the server takes traffic")},
         "/metrics": {"get": _probe("Prometheus metrics")},

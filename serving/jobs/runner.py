@@ -219,7 +219,7 @@ class JobRunner:
         await asyncio.sleep(_POLL_SECONDS)  # not while the server starts
         while True:
             try:
-                self.waiting = await self._table.waiting()
+                self.waiting = await self._table.stand_by()
                 await self._table.bury(_GONE_SECONDS)
                 for job in await self._table.forget(keep):
                     await asyncio.to_thread(self._chunks.remove, job)

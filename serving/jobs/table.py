@@ -173,7 +173,16 @@ class JobTable:
         )
 
     async def waiting(self) -> int:
-        """Jobs of this release that nobody runs yet; also says that the release is there for them."""
+        """Jobs of this release that nobody runs yet."""
+        [(number,)] = await self._rows(
+            "SELECT count(*) FROM batch_jobs"
+            " WHERE model = %s AND version = %s AND bundle = %s AND state = 'queued'",
+            self._identity(),
+        )
+        return int(number)
+
+    async def stand_by(self) -> int:
+        """Say that the release is there for what waits; how many those are."""
         found = await self._rows(
             "UPDATE batch_jobs SET served_at = now()"
             " WHERE model = %s AND version = %s AND bundle = %s AND state = 'queued' RETURNING 1",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import statistics
-import subprocess
 from pathlib import Path
 
 from serving_load import (
@@ -16,6 +15,7 @@ from serving_load import (
     median,
     ours,
     random_rows,
+    redis_running,
     running,
     subject,
     write_script,
@@ -25,57 +25,47 @@ from serving_subjects import write_bundle
 
 def features(folder: Path, connections: int, seconds: float, rounds: int) -> None:
     """What the optional parts cost: each alone, then all together. Every body is new to the cache."""
-    port = free_port()
-    redis = subprocess.Popen(
-        ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--maxmemory", "256mb"],
-        cwd=folder,
-        stdout=subprocess.DEVNULL,
-    )
-    url = f"redis://127.0.0.1:{port}/0"
     script = write_script(folder / "bodies", bodies("instances", random_rows(20_000)))
     plain = write_bundle(folder / "plain")
     cached = write_bundle(folder / "cached", "  cache: {enabled: true, ttl_seconds: 1}\n")
-    try:
-        with contextlib.ExitStack() as stack:
-            shadow_port = free_port()
-            command, variables = ours(plain, shadow_port)
-            stack.enter_context(running(command, shadow_port, **variables))
-            shadow = {
-                "SERVING_SHADOW_URL": f"http://127.0.0.1:{shadow_port}",
-                "SERVING_SHADOW_SHARE": "0.1",
-            }
-            cases: dict[str, tuple[Path, dict[str, str]]] = {
-                "none": (plain, {}),
-                "metrics": (plain, {}),
-                "samples": (plain, {"SERVING_REDIS_URL": url}),
-                "shadow": (plain, shadow),
-                "cache (all misses)": (cached, {"SERVING_REDIS_URL": url}),
-                "all": (cached, {"SERVING_REDIS_URL": url, **shadow}),
-            }
-            servers = {}
-            for name, (bundle, options) in cases.items():
-                server_port = free_port()
-                command, variables = ours(bundle, server_port, **options)
-                if name == "none":
-                    command = subject("ours", "metrics")
-                servers[name] = (server_port, stack.enter_context(running(command, server_port, **variables)))
-            readings: dict[str, list[Reading]] = {name: [] for name in cases}
-            # Turns of a second: whatever else the machine does then falls on all of them alike.
-            for _ in range(round(seconds * rounds)):
-                for name, (server_port, pid) in servers.items():
-                    address = f"http://127.0.0.1:{server_port}/predict"
-                    readings[name].append(measure(address, pid, script, connections, 1))
-        titles = ("req/s", "p99 ms", "CPU us", "errors", "CPU more", "rate less")
-        print(f"{'features on':20} {heads(titles, (8, 7, 7, 6, 9, 9))}")
-        for name, runs in readings.items():
-            reading = median(runs)
-            pairs = list(zip(runs, readings["none"], strict=True))
-            more = statistics.median(run.cpu / base.cpu for run, base in pairs) - 1
-            less = 1 - statistics.median(run.rate / base.rate for run, base in pairs)
-            print(
-                f"{name:20} {reading.rate:8.0f} {reading.p99:7.2f} {reading.cpu:7.1f} {reading.errors:6}"
-                f" {more:9.1%} {less:9.1%}"
-            )
-    finally:
-        redis.terminate()
-        redis.wait()
+    with contextlib.ExitStack() as stack:
+        url = stack.enter_context(redis_running(folder))
+        shadow_port = free_port()
+        command, variables = ours(plain, shadow_port)
+        stack.enter_context(running(command, shadow_port, **variables))
+        shadow = {
+            "SERVING_SHADOW_URL": f"http://127.0.0.1:{shadow_port}",
+            "SERVING_SHADOW_SHARE": "0.1",
+        }
+        cases: dict[str, tuple[Path, dict[str, str]]] = {
+            "none": (plain, {}),
+            "metrics": (plain, {}),
+            "samples": (plain, {"SERVING_REDIS_URL": url}),
+            "shadow": (plain, shadow),
+            "cache (all misses)": (cached, {"SERVING_REDIS_URL": url}),
+            "all": (cached, {"SERVING_REDIS_URL": url, **shadow}),
+        }
+        servers = {}
+        for name, (bundle, options) in cases.items():
+            server_port = free_port()
+            command, variables = ours(bundle, server_port, **options)
+            if name == "none":
+                command = subject("ours", "metrics")
+            servers[name] = (server_port, stack.enter_context(running(command, server_port, **variables)))
+        readings: dict[str, list[Reading]] = {name: [] for name in cases}
+        # Turns of a second: whatever else the machine does then falls on all of them alike.
+        for _ in range(round(seconds * rounds)):
+            for name, (server_port, pid) in servers.items():
+                address = f"http://127.0.0.1:{server_port}/predict"
+                readings[name].append(measure(address, pid, script, connections, 1))
+    titles = ("req/s", "p99 ms", "CPU us", "errors", "CPU more", "rate less")
+    print(f"{'features on':20} {heads(titles, (8, 7, 7, 6, 9, 9))}")
+    for name, runs in readings.items():
+        reading = median(runs)
+        pairs = list(zip(runs, readings["none"], strict=True))
+        more = statistics.median(run.cpu / base.cpu for run, base in pairs) - 1
+        less = 1 - statistics.median(run.rate / base.rate for run, base in pairs)
+        print(
+            f"{name:20} {reading.rate:8.0f} {reading.p99:7.2f} {reading.cpu:7.1f} {reading.errors:6}"
+            f" {more:9.1%} {less:9.1%}"
+        )

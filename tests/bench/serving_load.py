@@ -115,6 +115,19 @@ def running(
             _end(family - {process.pid})
 
 
+@contextlib.contextmanager
+def redis_running(folder: Path) -> Iterator[str]:
+    """A Redis of its own that keeps nothing on disk; its URL."""
+    port = free_port()
+    command = ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
+    process = subprocess.Popen([*command, "--maxmemory", "256mb"], cwd=folder, stdout=subprocess.DEVNULL)
+    try:
+        yield f"redis://127.0.0.1:{port}/0"
+    finally:
+        process.terminate()
+        process.wait()
+
+
 def _is_ready(port: int, path: str) -> bool:
     """By hand: a client that takes 20 ms to make would show in the cold start."""
     try:

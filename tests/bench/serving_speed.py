@@ -21,6 +21,7 @@ import httpx
 
 sys.path.insert(0, str(Path(__file__).parent))
 from serving_conditions import arrivals, connections, large, payloads, start
+from serving_endurance import drains, memory
 from serving_features import features
 from serving_load import (
     Reading,
@@ -42,7 +43,7 @@ from serving_subjects import write_bundle
 _TITLES = ("req/s", "p50 ms", "p99 ms", "CPU us", "MB", "errors", "ours x", "CPU x")
 _WIDTHS = (8, 7, 7, 7, 5, 6, 7, 6)
 _BODIES = 64
-_PARTS = ("peers", "features", "large", "payloads", "connections", "arrivals", "start")
+_PARTS = ("peers", "features", "large", "payloads", "connections", "arrivals", "start", "drains", "memory")
 _WARM_SECONDS = 3.0
 
 
@@ -129,6 +130,8 @@ def main() -> None:
         "connections": lambda folder: connections(folder, chosen.seconds),
         "arrivals": lambda folder: arrivals(folder, chosen.seconds),
         "start": start,
+        "drains": drains,
+        "memory": memory,
     }
     print(f"{os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f} before the start", flush=True)
     for name in _PARTS:

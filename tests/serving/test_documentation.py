@@ -12,12 +12,13 @@ import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis.checks import not_a_server_error
+from schemathesis.specs.openapi.checks import positive_data_acceptance
 from server_runs import ThreadedServer, threaded
 
 from serving.edge import route_label
 
 POSITIVE = schemathesis.GenerationMode.POSITIVE
-EXAMPLES = int(os.environ.get("SCHEMATHESIS_EXAMPLES", "15"))
+EXAMPLES = int(os.environ.get("SCHEMATHESIS_EXAMPLES", "10"))
 """Requests an operation and mode; a long search takes more."""
 
 
@@ -62,7 +63,7 @@ def test_schemathesis_finds_no_fault(
         statuses = hold_to_its_schema(server)
         record_property("schemathesis", statuses)
         print(f"schemathesis: {sum(statuses.values())} requests, by status {dict(sorted(statuses.items()))}")
-        assert sum(statuses.values()) > 100
+        assert sum(statuses.values()) > 10 * EXAMPLES
         assert {200, 202, 404, 422} <= set(statuses)
 
 
@@ -85,9 +86,16 @@ def hold_to_its_schema(server: ThreadedServer) -> dict[int, int]:
             def hold(case: schemathesis.Case) -> None:
                 response = case.call(base_url=server.url)
                 statuses[response.status_code] = statuses.get(response.status_code, 0) + 1
+                excluded: list[Any] = []
                 # Documented and right: a client that wants its answer within a microsecond does not get it.
-                hurried = "X-Request-Timeout" in (case.headers or {}) and response.status_code in (503, 504)
-                case.validate_response(response, excluded_checks=[not_a_server_error] if hurried else [])
+                if "X-Request-Timeout" in (case.headers or {}) and response.status_code in (503, 504):
+                    excluded.append(not_a_server_error)
+                # A schema cannot say that a tensor has as many values as its shape, nor that a key has been
+                # used for another job.
+                used = "Idempotency-Key" in (case.headers or {}) and response.status_code == 422
+                if case.path.endswith("/infer") or used:
+                    excluded.append(positive_data_acceptance)
+                case.validate_response(response, excluded_checks=excluded)
 
             hold()
     return statuses
