@@ -56,6 +56,36 @@ def test_expectation_under_the_exact_null_is_at_most_one(
     assert expectation <= 1 + 1e-12
 
 
+def binomial(total: int, rate: float) -> list[float]:
+    return [math.comb(total, x) * rate**x * (1 - rate) ** (total - x) for x in range(total + 1)]
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.floats(0.001, 0.5), st.floats(1, 4))
+@settings(max_examples=200, deadline=None)
+def test_expectation_of_the_certificate_is_at_most_one_for_a_canary_that_is_twice_as_bad(
+    canary: int, stable: int, rate: float, beyond: float
+) -> None:
+    """Exactly, for Bernoulli requests of two arms, at twice the rate or more."""
+    bad_c, bad_s = binomial(canary, min(2 * rate * beyond, 1.0)), binomial(stable, rate)
+    share = canary / (canary + stable)
+    expectation = sum(
+        chance_c * chance_s * math.exp(evidence([x], [x + y], [share], 2.0))
+        for x, chance_c in enumerate(bad_c)
+        for y, chance_s in enumerate(bad_s)
+    )
+    assert expectation <= 1 + 1e-9
+
+
+@given(st.integers(1, 40), st.floats(0.001, 0.9), st.floats(0, 1))
+@settings(max_examples=200, deadline=None)
+def test_expectation_of_the_service_level_guard_is_at_most_one_below_it(
+    total: int, tolerated: float, part: float
+) -> None:
+    chances = np.array(binomial(total, tolerated * part))
+    logs = one_sample_evidence(np.arange(total + 1.0), np.full(total + 1, float(total)), tolerated)
+    assert float(chances @ np.exp(mean_log(logs, axis=-1))) <= 1 + 1e-9
+
+
 @given(
     st.floats(0.001, 0.3),
     st.integers(1, 60),
