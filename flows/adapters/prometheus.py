@@ -25,6 +25,7 @@ KINDS: Mapping[str, tuple[str, str]] = {
     "traffic:requests:count": ("requests", "class"),
     "traffic:latency:bucket": ("latency", "le"),
     "modelserve_requests_total": ("served", "code"),
+    "modelserve_request_duration_seconds_bucket": ("took", "le"),
     "modelserve_outputs_total": ("outputs", "bin"),
     "modelserve_invalid_outputs_total": ("invalid", ""),
     "modelserve_shadow_compared_total": ("compared", ""),
@@ -155,7 +156,7 @@ def _snapshot(at: float, samples: list[dict[str, Any]], releases: frozenset[str]
 def _series(name: str, labels: Mapping[str, str]) -> Series:
     kind, label = KINDS[name]
     value = labels[label] if label else ""
-    if kind == "latency":
+    if kind in ("latency", "took"):
         value = repr(float(value))
     elif kind == "served":
         value = value[:1]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -24,9 +24,9 @@ SKEW_SECONDS = 5.0
 class Series(NamedTuple):
     """One raw counter.
 
-    `kind` and its `label`: requests (class "2" to "5"), latency (bound in seconds, "inf" for all), served
-    (class, as the server counts), outputs (bin), invalid, compared, disagreed (no label). `pod` is who
-    reports it: a gateway instance for requests and latency, else a server.
+    `kind` and its `label`: requests (class "2" to "5"), latency (bound in seconds, "inf" for all), served and
+    took (the same two as the server counts them), outputs (bin), invalid, compared, disagreed (no label).
+    `pod` is who reports it: a gateway instance for requests and latency, else a server.
     """
 
     kind: str
@@ -121,7 +121,7 @@ def difference(
     if doubt:
         return unobserved(before.at, after.at, weight, doubt, stable=stable is not None)
     grown = _grown(before, after, canary)
-    bounds = _bounds(grown)
+    bounds = _bounds(grown, "latency")
     try:
         return Window(
             before.at,
@@ -169,11 +169,11 @@ def _grown(before: Snapshot, after: Snapshot, canary: str) -> dict[Series, int]:
     return grown
 
 
-def _bounds(grown: Mapping[Series, int]) -> list[float]:
-    """The latency bounds that every reporting gateway has for every release: only these add up."""
+def _bounds(grown: Mapping[Series, int], kind: str) -> list[float]:
+    """The histogram bounds that every reporting process has for every release: only these add up."""
     found: defaultdict[tuple[str, str], set[float]] = defaultdict(set)
     for series in grown:
-        if series.kind == "latency":
+        if series.kind == kind:
             found[series.release, series.pod].add(float(series.label))
     common = set.intersection(*found.values()) if found else set()
     return sorted(bound for bound in common if math.isfinite(bound)) if math.inf in common else []
@@ -201,22 +201,28 @@ def _counts(grown: Mapping[Series, int], release: str, bounds: list[float], afte
 
 def _halves(grown: Mapping[Series, int], stable: str | None) -> tuple[Counts, Counts] | None:
     """The stable's servers in two groups, every other one in each."""
-    pods = sorted({series.pod for series in grown if series.release == stable and series.kind == "served"})
+    ours = {series: amount for series, amount in grown.items() if series.release == stable}
+    pods = sorted({series.pod for series in ours if series.kind == "served"})
     if len(pods) < 2:
         return None
+    bounds = _bounds(ours, "took")
     first, second = (
-        _served(
-            (series, grown[series]) for series in grown if series.release == stable and series.pod in group
-        )
+        _served({series: amount for series, amount in ours.items() if series.pod in group}, bounds)
         for group in (pods[::2], pods[1::2])
     )
     return first, second
 
 
-def _served(grown: Iterable[tuple[Series, int]]) -> Counts:
-    served = [(series.label, amount) for series, amount in grown if series.kind == "served"]
+def _served(grown: Mapping[Series, int], bounds: list[float]) -> Counts:
+    sums: defaultdict[tuple[str, str], int] = defaultdict(int)
+    for series, amount in grown.items():
+        sums[series.kind, series.label] += amount
+    timed = sums["took", "inf"] if bounds else 0
     return Counts(
-        sum(amount for _, amount in served), sum(amount for label, amount in served if label == "5")
+        _total(sums, "served"),
+        sums["served", "5"],
+        timed,
+        {bound: timed - sums["took", repr(bound)] for bound in bounds},
     )
 
 

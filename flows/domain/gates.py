@@ -15,9 +15,10 @@ from flows.domain.evidence import (
     mean_log,
     one_sample_evidence,
     ratio_logs,
+    ratio_total,
     shift_evidence,
 )
-from flows.domain.paths import Path, Tally, rejection, table
+from flows.domain.paths import Path, Tally, rejection, table, tally
 from flows.domain.policy import PromotionPolicy
 from flows.domain.windows import Window
 
@@ -56,7 +57,7 @@ def compared(
     """All gates of a canary beside its stable."""
     return [
         _errors(policy, windows, counted, float(followed.errors[-1])),
-        _latency(counted, float(followed.latency[-1])),
+        _latency(policy, windows, counted, float(followed.latency[-1])),
         _outputs(policy, windows),
         _agreement(policy, windows),
     ]
@@ -159,24 +160,30 @@ def _errors(policy: PromotionPolicy, windows: Sequence[Window], counted: Tally, 
         int(counted.stable_errors.sum()),
         int(counted.stable.sum()),
         "requests failed",
-        acts=_even(policy, windows),
+        acts=log <= 0 or _even(policy, windows, "errors"),
     )
 
 
-def _even(policy: PromotionPolicy, windows: Sequence[Window]) -> bool:
-    """The A/A check: whether the same test finds no difference between halves of the stable's servers."""
-    halves = [window.halves for window in windows if window.halves is not None]
-    if not halves:
-        return True
-    counted = [(left.errors, right.errors, left.requests, right.requests) for left, right in halves]
-    bad, total = np.split(np.array(counted, dtype=np.float64), 2, axis=1)
-    both = bad.sum(axis=1, keepdims=True)
-    share = total / np.maximum(total.sum(axis=1, keepdims=True), 1)
-    logs = [ratio_logs(bad[:, [side]], both, share[:, side]).sum(axis=-2)[:, 0] for side in (0, 1)]
-    return float(mean_log(np.concatenate(logs), axis=0)) < rejection(policy)
+def _even(policy: PromotionPolicy, windows: Sequence[Window], gate: str) -> bool:
+    """The A/A check: whether the gate's own test finds the halves of the stable's servers alike."""
+    logs = []
+    halves = [(window, window.halves) for window in windows if window.halves is not None]
+    for side in (0, 1) if halves else ():
+        counted = tally(
+            policy,
+            [Window(one.start, one.end, one.weight, pair[side], pair[1 - side]) for one, pair in halves],
+        )
+        bad, other = counted.canary_slow, counted.stable_slow
+        total, rest = counted.canary_timed, counted.stable_timed
+        if gate == "errors":
+            bad, other = counted.canary_errors[:, None], counted.stable_errors[:, None]
+            total, rest = counted.canary, counted.stable
+        logs.append(ratio_total(bad, bad + other, total / np.maximum(total + rest, 1)).reshape(-1))
+    seen = np.concatenate([*logs, np.zeros(0)])
+    return not len(seen) or float(mean_log(seen, axis=0)) < rejection(policy)
 
 
-def _latency(counted: Tally, log: float) -> Reading:
+def _latency(policy: PromotionPolicy, windows: Sequence[Window], counted: Tally, log: float) -> Reading:
     slow_c, slow_s = counted.canary_slow.sum(axis=0), counted.stable_slow.sum(axis=0)
     timed_c, timed_s = counted.canary_timed.sum(), counted.stable_timed.sum()
     if not counted.bounds:
@@ -188,7 +195,16 @@ def _latency(counted: Tally, log: float) -> Reading:
     what = f"requests took over {milliseconds(bound_c)}"
     if bound_c != bound_s:
         what += f" ({milliseconds(bound_s)} with {bound_c / bound_s:.3g} times the patience)"
-    return Reading("latency", log, int(slow_c[worst]), int(timed_c), int(slow_s[worst]), int(timed_s), what)
+    return Reading(
+        "latency",
+        log,
+        int(slow_c[worst]),
+        int(timed_c),
+        int(slow_s[worst]),
+        int(timed_s),
+        what,
+        acts=log <= 0 or _even(policy, windows, "latency"),
+    )
 
 
 def _outputs(policy: PromotionPolicy, windows: Sequence[Window]) -> Reading:

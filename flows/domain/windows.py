@@ -86,9 +86,9 @@ class Window:
     """The counts of both arms from `start` to `end` (unix seconds, Prometheus's clock) at one set weight.
 
     `stable` is None when there is no release to compare with. `halves` are the stable's own servers split
-    into two fixed groups (requests and errors as the servers count them), for the A/A check; None when
-    there are fewer than two servers. A window that was not `observed` says why and carries no counts; the
-    next observed one then begins where the last observed one ended, so nothing is lost.
+    into two fixed groups (requests, errors and latencies as the servers count them), for the A/A check; None
+    when there are fewer than two servers. A window that was not `observed` says why and carries no counts;
+    the next observed one then begins where the last observed one ended, so nothing is lost.
     """
 
     start: float

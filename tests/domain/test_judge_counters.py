@@ -120,6 +120,18 @@ def test_halves_of_the_stables_servers() -> None:
     found = window(snapshot(100, served(1)), snapshot(115, served(2)))
     assert found.halves is not None
     assert [(half.requests, half.errors) for half in found.halves] == [(10 + 14, 2), (12, 1)]
+    assert [half.timed for half in found.halves] == [0, 0]
+
+    def took(scale: float) -> Values:
+        return served(scale) | {
+            ("took", STABLE, bound, f"s{index}"): scale * amount
+            for index in range(3)
+            for bound, amount in (("0.1", 6 + index), ("inf", 10 + 2 * index))
+        }
+
+    timed = window(snapshot(100, took(1)), snapshot(115, took(2))).halves
+    assert timed is not None
+    assert [(half.timed, dict(half.slow)) for half in timed] == [(24, {0.1: 24 - 14}), (12, {0.1: 12 - 7})]
     one = {key: value for key, value in served(2).items() if key[3] == "s0"}
     assert window(snapshot(100, served(1)), snapshot(115, one)).halves is None
 

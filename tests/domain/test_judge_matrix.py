@@ -210,7 +210,7 @@ def test_bursts_on_the_stables_own_servers_hold_and_do_not_reject() -> None:
     arms = windows(20, counts(200, 10), counts(4000, 80))
     uneven = [Window(w.start, w.end, w.weight, w.canary, w.stable, sick) for w in arms]
     assert (judge(POLICY, arms).kind, judge(POLICY, uneven).kind) == ("reject", "hold")
-    # Only errors are untrusted then: a canary that is slow as well is still taken out.
+    # Only errors are untrusted then: a canary that is slow as well is still taken out …
     slow = [
         Window(
             w.start,
@@ -223,6 +223,16 @@ def test_bursts_on_the_stables_own_servers_hold_and_do_not_reject() -> None:
         for w in arms
     ]
     assert (judge(POLICY, slow).kind, judge(POLICY, slow).metric) == ("reject", "latency")
+    # … unless one half of the stable's servers is that much slower than the other, whichever it is.
+    quick = Counts(2000, 0, 2000, {0.1: 20, 0.25: 2})
+    late = Counts(2000, 0, 2000, {0.1: 1200, 0.25: 1000})
+    for halves, kind in (((quick, quick), "reject"), ((quick, late), "hold"), ((late, quick), "hold")):
+        seen = [Window(w.start, w.end, w.weight, w.canary, w.stable, halves) for w in slow]
+        clean = [
+            Window(w.start, w.end, w.weight, Counts(200, 0, 200, w.canary.slow), w.stable, w.halves)
+            for w in seen
+        ]
+        assert judge(POLICY, clean).kind == kind
 
 
 @pytest.mark.parametrize("disagreed", [0, 5, 40])

@@ -72,6 +72,8 @@ def fake() -> Iterator[FakePrometheus]:
     server.server_close()
 
 
+IDENTITY = 'model="flights",version="2"'
+TOOK = "modelserve_request_duration_seconds_bucket"
 SCRAPED = ('traffic:scrape:seconds{pod="a"}', str(NOW - 1))
 CANARY = ('traffic:requests:count{model="flights",version="2",class="2",pod="a"}', "40")
 
@@ -99,6 +101,9 @@ def test_all_kinds_of_one_moment_are_read_by_one_query(fake: FakePrometheus) -> 
         ('modelserve_requests_total{model="flights",version="2",route="/v2",code="202",instance="s1"}', "5"),
         ('modelserve_requests_total{model="flights",version="2",route="/v2",code="500",instance="s1"}', "1"),
         ('traffic:requests:count{model="flights",version="11",class="2",pod="a"}', "9"),
+        (f'{TOOK}{{{IDENTITY},route="/predict",le="0.25",instance="s1"}}', "6"),
+        (f'{TOOK}{{{IDENTITY},route="/v2",le="0.25",instance="s1"}}', "5"),
+        (f'{TOOK}{{{IDENTITY},route="/v2",le="+Inf",instance="s1"}}', "5"),
     )
     found = PrometheusCounters(fake.url).snapshot(RELEASES)
     assert found.at == NOW
@@ -112,6 +117,8 @@ def test_all_kinds_of_one_moment_are_read_by_one_query(fake: FakePrometheus) -> 
         Series("invalid", "flights-v2", "", "s1"): 0,
         Series("served", "flights-v2", "2", "s1"): 12,
         Series("served", "flights-v2", "5", "s1"): 1,
+        Series("took", "flights-v2", "0.25", "s1"): 11,
+        Series("took", "flights-v2", "inf", "s1"): 5,
     }
     assert len(fake.queries) == 1
     assert 'model="flights",version=~"1|2"' in fake.queries[0]
