@@ -6,8 +6,8 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help setup demo test fast lint format check up down image e2e bench bench-judge bench-serving bench-drift \
-        bench-scale infra-check constraints clean
+.PHONY: help setup demo test fast lint format check up down image e2e chaos bench bench-judge bench-serving bench-drift \
+        bench-rollback bench-scale infra-check constraints clean
 
 help:  ## list the verbs
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
@@ -57,7 +57,11 @@ image: setup  ## make what release images are built on
 e2e: setup  ## the end-to-end tests alone
 	$(PYTEST) -q tests/e2e tests/chaos
 
-bench: bench-judge bench-serving bench-drift bench-scale  ## every benchmark
+chaos: setup  ## faults under traffic, each write of a promotion killed around in both ways
+	@$(BIN)/modelserve prepare
+	$(PYTEST) -q tests/chaos -m ""
+
+bench: bench-judge bench-serving bench-drift bench-rollback bench-scale  ## every benchmark
 
 bench-judge: setup  ## the judge beside the rules of Argo Rollouts, Flagger and Kayenta
 	$(BIN)/python -m tests.bench.judge --plot .github/images/judge.png
@@ -67,6 +71,10 @@ bench-serving: setup  ## the model server beside plain FastAPI and the floor
 
 bench-drift: setup  ## false alarms and detections beside Evidently's defaults
 	$(BIN)/python -m tests.bench.drift
+
+bench-rollback: setup  ## seconds from a firing alert to weight 0, part by part
+	@$(BIN)/modelserve prepare
+	$(BIN)/python -m tests.bench.rollback
 
 bench-scale: setup  ## calls and queries of a promotion and a sweep with 500 models
 	$(BIN)/python -m tests.bench.scale

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -50,8 +51,15 @@ def settings() -> Settings:
 @app.callback()
 def prepare_prefect() -> None:
     """Prefect reads its settings when it is imported, which the verbs do: so they come first."""
-    for name, value in settings().prefect_environment().items():
-        os.environ.setdefault(name, value)
+    chosen = settings()
+    for name, value in chosen.prefect_environment().items():
+        if chosen.mode == "local":
+            # A shell of somebody who uses Prefect elsewhere too must not send our flow runs there.
+            os.environ[name] = value
+        else:
+            os.environ.setdefault(name, value)
+    with suppress(OSError):  # a root that is read-only; Prefect says so itself
+        Path(os.environ["PREFECT_HOME"]).mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
 # -- the stack ----------------------------------------------------------------------------------------
@@ -224,10 +232,11 @@ def approve(
     comment: Annotated[str, typer.Option(help="Why you let it go on; recorded.", prompt=True)],
     approver: Annotated[str, typer.Option(help="Who you are.", envvar="USER")] = "unknown",
 ) -> None:
-    """Let a promotion go on to a step that waits for a person."""
+    """Let a promotion go on to a step that waits for a person. The form in the Prefect UI does the same."""
+    from flows.approval import approve as give
     from flows.wiring import control_plane
 
-    control_plane(settings()).registry.approve(model, step, approver, comment)
+    give(control_plane(settings()), model, step, approver, comment)
     say(f"approved: {model} may go on to {step} %")
 
 

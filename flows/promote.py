@@ -21,7 +21,9 @@ from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
 
 from flows.adapters.servers import verify
+from flows.approval import Gate
 from flows.domain.errors import (
+    ApprovalExpired,
     DependencyDown,
     ModelServeError,
     PromotionLost,
@@ -31,6 +33,7 @@ from flows.domain.errors import (
     ScanRefused,
     VerificationFailed,
 )
+from flows.domain.plan import duration
 from flows.domain.promotion import Promotion, Standing, State, due, ramp, settled
 from flows.domain.release import Release
 from flows.domain.routes import Routes
@@ -47,6 +50,9 @@ AGAINST_THE_RELEASE = (PromotionRejected, ScanRefused, VerificationFailed)
 BUILD_SECONDS = 1800.0
 """What image, scan and samples may take before the first step, from which the policy's deadline counts. The
 registry's own deadline is later by that: it is for flows that hang, and must not cut in before the judge."""
+
+APPROVAL_LOOK_SECONDS = 2.0
+"""Between two looks whether a person has approved."""
 
 ROUTE_PATIENCE_SECONDS = 5.0
 """Between two looks at a route that somebody else has changed, or at a system that is away."""
@@ -90,6 +96,8 @@ def promote(model: str, version: int) -> str:
     release = plane.registry.release(model, version)
     spec = parse_spec(plane.registry.spec(model, version), f"{release.name}/model.yaml")
     hangs = BUILD_SECONDS + spec.resources.start_seconds + spec.promotion.deadline_seconds
+    if spec.promotion.approve_before:
+        hangs += spec.promotion.deadline_seconds  # a person before the first step has as long as the ramp
     promotion = plane.registry.begin(model, version, run, hangs, plane.settings.lease_seconds)
     log = get_run_logger()
     with driven(plane, promotion):
@@ -116,12 +124,14 @@ def _promote(plane: ControlPlane, promotion: Promotion, release: Release, spec: 
         start_servers(plane, promotion, release, spec)
         verify_samples(plane, promotion, release)
         announce(plane, promotion, spec.promotion, log.info)
-        for gate, weight, watched in steps(plane, promotion, spec):
-            if gate is not None and not plane.registry.approved(promotion, gate):
-                await_approval(plane, promotion, gate)
+        ahead = steps(plane, promotion, spec)
+        gates = [gate for gate, _, _ in ahead]
+        if gates[0] is not None and not plane.registry.approved(promotion, gates[0]):
+            await_approval(plane, promotion, spec, gates[0])
+        for (_, weight, watched), next_gate in zip(ahead, [*gates[1:], None], strict=True):
             shift(plane, promotion, weight)
             if watched:
-                watch_step(plane, promotion, spec, weight)
+                watch_step(plane, promotion, spec, weight, next_gate)
         crown(plane, promotion, spec)
     watch_after(plane, promotion, spec)
     return finish(plane, promotion)
@@ -193,13 +203,17 @@ def verify_samples(plane: ControlPlane, promotion: Promotion, release: Release) 
 
 
 @step("approve {weight} %")
-def await_approval(plane: ControlPlane, promotion: Promotion, weight: int) -> None:
-    """Wait for a person; the deadline does not wait with us."""
-    print(f"waiting for 'modelserve approve {promotion.model} {weight} --comment …'")
-    while not plane.registry.approved(promotion, weight):
+def await_approval(plane: ControlPlane, promotion: Promotion, spec: ModelSpec, weight: int) -> None:
+    """Wait for a person before anybody is sent to the canary: there is nothing to watch meanwhile."""
+    gate = Gate(plane, promotion, weight)
+    patience = spec.promotion.deadline_seconds
+    until = plane.clock.time() + patience
+    while not gate():
         with plane.registry.turn(promotion.model) as turn:
             turn.mine(promotion)
-        plane.clock.sleep(ROUTE_PATIENCE_SECONDS)
+        if plane.clock.time() >= until:
+            raise ApprovalExpired(f"nobody has approved the first step within {duration(patience)}")
+        plane.clock.sleep(APPROVAL_LOOK_SECONDS)
 
 
 @step("shift to {weight} %")
@@ -215,9 +229,18 @@ def shift(plane: ControlPlane, promotion: Promotion, weight: int) -> None:
 
 
 @step("watch at {weight} %")
-def watch_step(plane: ControlPlane, promotion: Promotion, spec: ModelSpec, weight: int) -> None:
-    """Counters → judge, window after window, until it says advance or reject."""
-    watch(plane, promotion, spec.promotion, weight, Progress(promotion, spec.promotion))
+def watch_step(
+    plane: ControlPlane, promotion: Promotion, spec: ModelSpec, weight: int, gate: int | None
+) -> None:
+    """Counters → judge, window after window, until it says advance or reject.
+
+    `gate`: the next step, if that waits for a person; this one is watched on for as long as they think.
+    """
+    show = Progress(promotion, spec.promotion)
+    if gate is None:
+        watch(plane, promotion, spec.promotion, weight, show)
+    else:
+        watch(plane, promotion, spec.promotion, weight, show, Gate(plane, promotion, gate))
 
 
 @step("make stable")

@@ -8,11 +8,13 @@ is added or lost, and the next observed window covers the gap.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import NoReturn
 
 from flows.domain.counters import Snapshot, difference
-from flows.domain.errors import DependencyDown, PromotionRejected, PromotionUnproven
+from flows.domain.errors import ApprovalExpired, DependencyDown, PromotionRejected, PromotionUnproven
 from flows.domain.judge import judge, judge_promoted
-from flows.domain.plan import plan
+from flows.domain.plan import duration, plan
 from flows.domain.policy import PromotionPolicy
 from flows.domain.promotion import Promotion, Standing, State
 from flows.domain.routes import Routes
@@ -41,12 +43,18 @@ def announce(
 
 
 def watch(
-    plane: ControlPlane, promotion: Promotion, policy: PromotionPolicy, weight: int, show: Show
+    plane: ControlPlane,
+    promotion: Promotion,
+    policy: PromotionPolicy,
+    weight: int,
+    show: Show,
+    may_go_on: Callable[[], bool] = lambda: True,
 ) -> Verdict:
-    """Watch a step until the judge lets it pass.
+    """Watch a step until the judge lets it pass, and `may_go_on` as well, which is asked only then.
 
     Raises PromotionRejected when the traffic must go back, PromotionUnproven when the policy keeps it as
-    it is at the deadline, PromotionLost when somebody else took the turn.
+    it is at the deadline, ApprovalExpired when it does not and only `may_go_on` was missing, PromotionLost
+    when somebody else took the turn.
     """
     _refuse_the_condemned(plane, promotion)
     record = Record(plane, promotion, weight)
@@ -59,7 +67,10 @@ def watch(
             _keep(plane, promotion, verdict)
         # Paused, or with somebody else's hands on the route: judged as ever, but it never goes on.
         if verdict.outcome == "advance" and not record.held:
-            return verdict
+            if may_go_on():
+                return verdict
+            if verdict.expired:
+                _unapproved(plane, promotion, policy, verdict)
 
 
 def watch_on(
@@ -90,11 +101,21 @@ def _refuse_the_condemned(plane: ControlPlane, promotion: Promotion) -> None:
         raise PromotionRejected(why)
 
 
-def _keep(plane: ControlPlane, promotion: Promotion, verdict: Verdict) -> None:
+def _keep(plane: ControlPlane, promotion: Promotion, verdict: Verdict) -> NoReturn:
     with plane.registry.turn(promotion.model) as turn:
         turn.mine(promotion)
         turn.end(promotion, State.KEPT, verdict.sentence)
     raise PromotionUnproven(verdict.sentence)
+
+
+def _unapproved(
+    plane: ControlPlane, promotion: Promotion, policy: PromotionPolicy, verdict: Verdict
+) -> NoReturn:
+    """The release may be good; without the person's word it does not go on, and is not left half-way."""
+    late = f"nobody has approved the next step within {duration(policy.deadline_seconds)}"
+    if policy.at_deadline != "rollback":
+        _keep(plane, promotion, replace(verdict, sentence=f"{late}; the traffic stays as it is"))
+    raise ApprovalExpired(f"{late}; the policy takes the traffic back")
 
 
 class Record:

@@ -180,14 +180,16 @@ class Scanner:
         except subprocess.TimeoutExpired as error:
             raise ScanRefused(f"the scanner gave no result within {timeout:.0f} s") from error
         if done.returncode != 0:
-            raise ScanRefused(f"the scanner failed, so nothing is known of the image: {_reason(done)}")
+            raise ScanRefused(f"the scanner failed: {_reason(done)}")
         return done.stdout
 
 
 def _reason(done: subprocess.CompletedProcess[str]) -> str:
-    lines = [line for line in done.stderr.splitlines() if line.strip()]
-    fatal = [line for line in lines if "FATAL" in line] or lines or [f"exit code {done.returncode}"]
-    return " ".join(fatal[-1].partition("FATAL")[2].split() or fatal[-1].split())[-400:]
+    """The cause at the bottom of Trivy's last complaint, which may be a list below it."""
+    lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"exit code {done.returncode}"]
+    last_fatal = max((at for at, line in enumerate(lines) if "FATAL" in line), default=len(lines) - 1)
+    cause = lines[-1] if len(lines) > last_fatal + 1 else lines[last_fatal].rpartition("FATAL")[2]
+    return " ".join(cause.split()).removeprefix("* ")[-400:]
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@
     ├── PromotionLost          someone else (rollback, sweep, abort) took the turn; stop quietly
     ├── PromotionRejected      the judge rejected the canary; traffic went back
     ├── PromotionUnproven      the deadline came without proof and the policy keeps the canary where it is
+    ├── ApprovalExpired        nobody approved the next step before the deadline; traffic went back
     ├── RouteConflict          somebody else changed the route; it was left as it is
     ├── EvidenceInvalid        a count or a time that cannot be true (in `flows.domain.windows`)
     ├── DependencyDown         a system that we need does not answer; carries its name
@@ -60,6 +61,9 @@ class PromotionRejected(ModelServeError): ...
 
 
 class PromotionUnproven(ModelServeError): ...
+
+
+class ApprovalExpired(ModelServeError): ...
 
 
 class RouteConflict(ModelServeError): ...

@@ -48,7 +48,6 @@ class Supervision(Protocol):
         *,
         folder: Path | None = None,
         stop_seconds: float = 10,
-        start_retries: int = 2,
     ) -> None: ...
 
     def load(self, names: Sequence[str]) -> None: ...
@@ -105,8 +104,6 @@ class LocalPlatform:
                 variables,
                 folder=self._settings.repository,
                 stop_seconds=commands.DRAIN_SECONDS + GRACE_SECONDS,
-                # A release in service is brought back for as long as it takes.
-                start_retries=1_000_000,
             )
             self._supervision.load([release.name])
             self._supervision.start(release.name)

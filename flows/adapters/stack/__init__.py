@@ -31,6 +31,9 @@ Say = Callable[[str], None]
 Bootstrap = Callable[[Settings], None]
 """Runs when the Prefect server is healthy and before the worker starts."""
 
+TRIES = 3
+"""How often a part may end while it is waited for. Once up, it is brought back for as long as it takes."""
+
 STILL_SECONDS = 5
 """How often a part that is not healthy yet is mentioned."""
 
@@ -250,12 +253,16 @@ def _start(
 def _await(settings: Settings, supervisor: Supervisor, part: Part, say: Say, failed: threading.Event) -> None:
     begun = time.monotonic()
     mentioned = begun
+    ended = pid = 0
     while not part.healthy():
         if failed.is_set():
             raise DependencyDown(f"{part.name} was not waited for, since another part failed")
         now = time.monotonic()
         state = supervisor.state(part.name)
-        if now - begun > settings.start_timeout_seconds or (state and state.state == "FATAL"):
+        if state is not None and state.pid != pid:
+            ended += 1 if pid else 0
+            pid = state.pid
+        if now - begun > settings.start_timeout_seconds or ended >= TRIES:
             raise DependencyDown(
                 f"{part.name} did not become healthy in {now - begun:.0f} s; "
                 f"its log {supervisor.log(part.name)} ends: {supervisor.last_lines(part.name) or '(empty)'}"

@@ -119,13 +119,12 @@ class Supervisor:
         folder: Path | None = None,
         stop_seconds: float = 10,
         stop_signal: str = "TERM",
-        start_retries: int = 2,
         user: str = "",
     ) -> None:
         """Write the program's files. It is not known to a running supervisord before `load`.
 
-        A program that ends is started again. One that ends within a second of its start is tried
-        `start_retries` times more, a second longer apart each time, before its state is FATAL.
+        A program that ends is started again, for as long as it takes: a full disk or a database that is away
+        ends one day. After an end within a second of its start, the next try is a second later each time.
         """
         settings = self._settings
         script = settings.programs_folder / f"{name}.sh"
@@ -146,7 +145,6 @@ class Supervisor:
                 folder=escape(folder or settings.state),
                 log=escape(self.log(name)),
                 stop_signal=stop_signal,
-                start_retries=start_retries,
                 stop_seconds=max(1, round(stop_seconds)),
                 user=user,
             ),

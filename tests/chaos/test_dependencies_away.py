@@ -1,0 +1,105 @@
+"""What a promotion leans on is away for a minute: nobody notices, and it ends as it would have."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from flows.domain.promotion import Promotion, State
+from tests.chaos.world import World
+
+pytestmark = pytest.mark.timeout(400)
+
+AWAY_SECONDS = 60
+LAST_SIGHT_SECONDS = 8
+"""The window that was under way when sight was lost may still end well, and let one step pass."""
+
+
+def now(world: World, version: int) -> Promotion:
+    found = world.promotion(version)
+    assert found is not None
+    return found
+
+
+@contextmanager
+def suspended(world: World, part: str) -> Iterator[None]:
+    """It does not even refuse: connections hang, which is the harder way to be away."""
+    process = world.part(part)
+    process.suspend()
+    try:
+        yield
+    finally:
+        process.resume()
+
+
+@contextmanager
+def moved_away(folder: Path) -> Iterator[None]:
+    """The artifact store is gone, like a share that is not mounted."""
+    aside = folder.with_name(f"{folder.name}-away")
+    folder.rename(aside)
+    try:
+        yield
+    finally:
+        if folder.exists():  # somebody wrote meanwhile: nothing of it may be lost
+            for path in sorted(folder.rglob("*")):
+                if path.is_file():
+                    target = aside / path.relative_to(folder)
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    path.rename(target)
+            for path in sorted(folder.rglob("*"), reverse=True):
+                path.rmdir()
+            folder.rmdir()
+        aside.rename(folder)
+
+
+def test_prometheus_hangs(world: World) -> None:
+    story = world.story(f"Prometheus hangs for {AWAY_SECONDS} s")
+    version, _ = world.promote()
+    world.at_weight(version, 10)
+    story.strikes()
+    with suspended(world, "prometheus"):
+        time.sleep(LAST_SIGHT_SECONDS)
+        weight = now(world, version).weight
+        time.sleep(AWAY_SECONDS - LAST_SIGHT_SECONDS)
+        assert now(world, version).weight == weight, "weights moved without anybody seeing"
+    story.ends(version, State.PROMOTED, serving=version)
+
+
+def test_the_prefect_server_is_stopped(world: World) -> None:
+    story = world.story(f"Prefect server stopped for {AWAY_SECONDS} s")
+    version, _ = world.promote()
+    world.at_weight(version, 10)
+    story.strikes()
+    with world.without("prefect"):
+        time.sleep(AWAY_SECONDS)
+    story.ends(version, State.PROMOTED, serving=version)
+
+
+def test_postgresql_is_stopped(world: World) -> None:
+    before, story = world.stable, world.story(f"PostgreSQL stopped for {AWAY_SECONDS} s")
+    version, _ = world.promote()
+    world.at_weight(version, 10)
+    story.strikes()
+    weights = world.weights()
+    with world.without("postgres"):
+        time.sleep(AWAY_SECONDS)
+        assert world.weights() == weights, "weights moved while nobody could write down why"
+    ended = world.ended(version, 150)
+    serving = version if ended.state is State.PROMOTED else before
+    story.ends(version, State.PROMOTED, State.FAILED, serving=serving)
+
+
+def test_redis_hangs_and_alertmanager_and_the_artifact_store_are_gone(world: World) -> None:
+    """Together: no verdict hangs on any of the three."""
+    story = world.story(f"Redis hangs, Alertmanager and artifact store away for {AWAY_SECONDS} s")
+    version, _ = world.promote()
+    world.at_weight(version, 10)
+    story.strikes()
+    artifacts = world.settings.state / "artifacts"
+    with suspended(world, "redis"), world.without("alertmanager"), moved_away(artifacts):
+        time.sleep(AWAY_SECONDS)
+    story.ends(version, State.PROMOTED, serving=version)
