@@ -82,7 +82,7 @@ class PromotionPolicy(BaseModel):
     hold_back: int = Field(default=0, ge=0, lt=50)
     """Percent of the traffic that the previous release keeps during the post-watch, as a control group."""
     approve_before: tuple[int, ...] = ()
-    """Steps that wait for a person's approval."""
+    """Steps that wait for a person, at most until the deadline; the step before is watched on meanwhile."""
 
     @field_validator("steps")
     @classmethod
