@@ -255,7 +255,8 @@ class Kubelet:
             return
         pod = _named("v1", "Pod", f"{name}-pod", labels={"modelserve.ai/release": name})
         pod["spec"] = _restricted_pod()
-        self.sandbox.admin.call("POST", self.sandbox.path("", "pods"), pod, ok=(409,))
+        # 403: the service account `default` is not there yet; 404: the namespace is on its way out.
+        self.sandbox.admin.call("POST", self.sandbox.path("", "pods"), pod, ok=(403, 404, 409))
         waiting = {"reason": "ImagePullBackOff", "message": "Back-off pulling image"}
         container = {
             "name": "server",
