@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Protocol
 
 import msgspec
@@ -18,7 +18,17 @@ import numpy as np
 import orjson
 
 from serving.errors import BadRequest, Invalid
-from serving.rows import Array, Payload, RecordPayload, RecordResult, Result, TensorPayload, TensorResult
+from serving.rows import (
+    Array,
+    Payload,
+    RecordPayload,
+    RecordResult,
+    Result,
+    TensorPayload,
+    TensorResult,
+    Values,
+    Vectors,
+)
 from serving.spec import Column, Datatype, ModelFile
 
 NUMPY: dict[Datatype, Any] = {
@@ -159,13 +169,19 @@ class TensorCodec:
         self._dtypes = [NUMPY[model.datatype(column)] for column in self._inputs]
         self._single_output = len(self._outputs) == 1
         self._elements = sum(column.elements for column in self._inputs)
+        vector = self._inputs[0]
+        code = _STRUCT.get(self._dtypes[0])
+        self._pack: Callable[..., bytes] | None = None
+        if self._decoder.single and code is not None and len(vector.shape) == 1 and not vector.nullable:
+            self._pack = struct.Struct(f"<{vector.elements}{code}").pack
+        self._negative_zero = np.array(-0.0, self._dtypes[0]).tobytes() if self._pack is not None else b""
         self._row_bytes = sum(
             column.elements * np.dtype(dtype).itemsize
             for column, dtype in zip(self._inputs, self._dtypes, strict=True)
         )
 
     def decode(self, body: bytes) -> TensorPayload:
-        columns: list[list[Any] | Array]
+        columns: list[Values]
         if self._decoder.single:
             values = self._decoder.values(body)
             count, columns = len(values), [values]
@@ -173,14 +189,13 @@ class TensorCodec:
             rows = [msgspec.structs.astuple(row) for row in self._decoder.rows(body)]
             count, columns = len(rows), [list(column) for column in zip(*rows, strict=True)]
         if count * self._elements > _EAGER_ELEMENTS:
-            columns = [
-                np.array(column, dtype=dtype) for column, dtype in zip(columns, self._dtypes, strict=True)
-            ]
+            columns = [_as_array(column, dtype) for column, dtype in zip(columns, self._dtypes, strict=True)]
         return TensorPayload(count, columns, count * self._row_bytes)
 
     def payload(self, columns: dict[str, Array]) -> TensorPayload:
-        arrays: list[list[Any] | Array] = [columns[column.name] for column in self._inputs]
-        return TensorPayload(len(arrays[0]), arrays, sum(array.nbytes for array in columns.values()))
+        arrays: list[Values] = [columns[column.name] for column in self._inputs]
+        count = len(columns[self._inputs[0].name])
+        return TensorPayload(count, arrays, sum(array.nbytes for array in columns.values()))
 
     def encode(self, result: Result) -> bytes:
         assert isinstance(result, TensorResult)
@@ -212,8 +227,16 @@ class TensorCodec:
 
     def canonical(self, payload: Payload, row: int) -> bytes:
         assert isinstance(payload, TensorPayload)
-        parts = []
         columns = payload.columns
+        only = columns[0]
+        if self._pack is not None and not isinstance(only, np.ndarray):
+            if isinstance(only, list):
+                packed = b"".join([self._pack(*vector) for vector in only])
+                columns[0] = only = Vectors(packed, self._dtypes[0], self._row_bytes)
+            content = only.content(row)
+            # Looking for the bytes of -0.0, which must become 0.0, is cheaper than adding 0.0 each time.
+            return (only[row] + 0.0).tobytes() if self._negative_zero in content else content
+        parts = []
         for index, dtype in enumerate(self._dtypes):
             values = columns[index]
             if dtype is np.object_:
@@ -225,11 +248,7 @@ class TensorCodec:
             value = values[row]
             if value.dtype != dtype:
                 value = value.astype(dtype)
-            content = value.tobytes()
-            # Looking for the bytes of -0.0, which must become 0.0, is cheaper than adding 0.0 each time.
-            if value.dtype.kind == "f" and b"\x80" in content:
-                content = (value + 0.0).tobytes()
-            parts.append(content)
+            parts.append((value + 0.0 if value.dtype.kind == "f" else value).tobytes())
         return b"\0".join(parts) if len(parts) > 1 else parts[0]
 
 
@@ -367,19 +386,22 @@ def _json(value: Any) -> bytes:
     return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def flattened(values: Sequence[list[Any] | Array], dtype: Any) -> Array:
+def flattened(values: Sequence[Values], dtype: Any) -> Array:
     """One array out of the same column of several payloads."""
-    if len(values) == 1:
-        only = values[0]
-        return np.asarray(only, dtype=dtype) if isinstance(only, np.ndarray) else array_of(only, dtype)
-    if not any(isinstance(part, np.ndarray) for part in values):
-        return array_of([row for part in values for row in part], dtype)
-    return np.concatenate(
-        [
-            np.asarray(part, dtype=dtype) if isinstance(part, np.ndarray) else array_of(part, dtype)
-            for part in values
-        ]
-    )
+    lists = [part for part in values if isinstance(part, list)]
+    if len(lists) == len(values):
+        return array_of([row for part in lists for row in part] if len(lists) > 1 else lists[0], dtype)
+    packed = [part for part in values if isinstance(part, Vectors)]
+    if len(packed) == len(values):
+        return Vectors.joined(packed).array()
+    arrays = [_as_array(part, dtype) for part in values]
+    return np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
+
+
+def _as_array(part: Values, dtype: Any) -> Array:
+    if isinstance(part, Vectors):
+        return part.array()
+    return array_of(part, dtype) if isinstance(part, list) else np.asarray(part, dtype=dtype)
 
 
 def array_of(rows: list[Any], dtype: Any) -> Array:

@@ -16,26 +16,66 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 
 
+class Vectors:
+    """A column of one float vector a row, as bytes. For the cache, whose keys are made of them: packing takes
+    a fifth of the time of making an array, and a batch joins the bytes of its requests in one step."""
+
+    __slots__ = ("_content", "_dtype", "_stride")
+
+    def __init__(self, content: bytes, dtype: Any, stride: int) -> None:
+        self._content = content
+        self._dtype = dtype
+        self._stride = stride
+
+    def content(self, row: int) -> bytes:
+        """The bytes of one row's values."""
+        return self._content[row * self._stride : (row + 1) * self._stride]
+
+    def part(self, start: int, stop: int) -> Vectors:
+        return Vectors(self._content[start * self._stride : stop * self._stride], self._dtype, self._stride)
+
+    def pick(self, rows: Sequence[int]) -> Vectors:
+        return Vectors(b"".join([self.content(row) for row in rows]), self._dtype, self._stride)
+
+    def __getitem__(self, row: int) -> Array:
+        return np.frombuffer(self.content(row), self._dtype)
+
+    @staticmethod
+    def joined(parts: Sequence[Vectors]) -> Vectors:
+        first = parts[0]
+        content = b"".join([part._content for part in parts]) if len(parts) > 1 else first._content
+        return Vectors(content, first._dtype, first._stride)
+
+    def array(self) -> Array:
+        """(rows, width), with memory of its own that may be written to."""
+        array: Array = np.frombuffer(bytearray(self._content), self._dtype)
+        return array.reshape(-1, self._stride // array.itemsize)
+
+
+Values = list[Any] | Array | Vectors
+"""A column of a payload."""
+
+
 class TensorPayload:
-    """Rows of a tensor model: for each input a list of row values or an array (rows, *shape)."""
+    """Rows of a tensor model, one column an input."""
 
     __slots__ = ("columns", "count", "size")
 
-    def __init__(self, count: int, columns: list[list[Any] | Array], size: int) -> None:
+    def __init__(self, count: int, columns: list[Values], size: int) -> None:
         self.count = count
         self.columns = columns
         self.size = size
         """Bytes these rows take as arrays."""
 
     def part(self, start: int, stop: int) -> TensorPayload:
-        columns = [column[start:stop] for column in self.columns]
+        columns: list[Values] = [
+            column.part(start, stop) if isinstance(column, Vectors) else column[start:stop]
+            for column in self.columns
+        ]
         return TensorPayload(stop - start, columns, self.size * (stop - start) // self.count)
 
     def pick(self, rows: Sequence[int]) -> TensorPayload:
-        columns: list[list[Any] | Array] = [
-            column[list(rows)] if isinstance(column, np.ndarray) else [column[row] for row in rows]
-            for column in self.columns
-        ]
+        columns = [_picked(column, rows) for column in self.columns]
         return TensorPayload(len(rows), columns, self.size * len(rows) // self.count)
 
 
@@ -111,7 +151,18 @@ def joined_payload(payloads: Sequence[Payload]) -> Payload:
         rows = [row for payload in payloads if isinstance(payload, RecordPayload) for row in payload.rows]
         return RecordPayload(count, rows, size)
     parts = [payload.columns for payload in payloads if isinstance(payload, TensorPayload)]
-    columns: list[list[Any] | Array] = [
-        [value for part in parts for value in part[index]] for index in range(len(first.columns))
-    ]
+    columns = [_together([part[index] for part in parts]) for index in range(len(first.columns))]
     return TensorPayload(count, columns, size)
+
+
+def _together(parts: Sequence[Values]) -> Values:
+    packed = [part for part in parts if isinstance(part, Vectors)]
+    if len(packed) == len(parts):
+        return Vectors.joined(packed)
+    return [value for part in parts for value in (part.array() if isinstance(part, Vectors) else part)]
+
+
+def _picked(column: Values, rows: Sequence[int]) -> Values:
+    if isinstance(column, Vectors):
+        return column.pick(rows)
+    return column[list(rows)] if isinstance(column, np.ndarray) else [column[row] for row in rows]
