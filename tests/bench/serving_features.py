@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import statistics
 from pathlib import Path
 
@@ -24,8 +25,14 @@ from serving_subjects import write_bundle
 
 
 def features(folder: Path, connections: int, seconds: float, rounds: int) -> None:
-    """What the optional parts cost: each alone, then all together. Every body is new to the cache."""
-    script = write_script(folder / "bodies", bodies("instances", random_rows(20_000)))
+    """What the optional parts cost: each alone, then all together. Every body is new to the cache, or one of
+    a hundred where it says hits; half and half where it says half."""
+    rows = bodies("instances", random_rows(20_000))
+    hot = rows[:100]
+    misses = write_script(folder / "misses", rows)
+    hits = write_script(folder / "hits", hot)
+    mixed = [row for cold, row in zip(rows, itertools.cycle(hot), strict=False) for row in (cold, row)]
+    half = write_script(folder / "half", mixed)
     plain = write_bundle(folder / "plain")
     cached = write_bundle(folder / "cached", "  cache: {enabled: true, ttl_seconds: 1}\n")
     with contextlib.ExitStack() as stack:
@@ -43,10 +50,18 @@ def features(folder: Path, connections: int, seconds: float, rounds: int) -> Non
             "samples": (plain, {"SERVING_REDIS_URL": url}),
             "shadow": (plain, shadow),
             "cache (all misses)": (cached, {"SERVING_REDIS_URL": url}),
-            "all": (cached, {"SERVING_REDIS_URL": url, **shadow}),
+            "all (all misses)": (cached, {"SERVING_REDIS_URL": url, **shadow}),
         }
+        scripts = dict.fromkeys(cases, misses)
+        for name, script in (("half hits", half), ("all hits", hits)):
+            for parts in ("cache", "all"):
+                cases[f"{parts} ({name})"] = cases[f"{parts} (all misses)"]
+                scripts[f"{parts} ({name})"] = script
         servers = {}
         for name, (bundle, options) in cases.items():
+            if scripts[name] is not misses:
+                servers[name] = servers[name.split(" ")[0] + " (all misses)"]
+                continue
             server_port = free_port()
             command, variables = ours(bundle, server_port, **options)
             if name == "none":
@@ -57,7 +72,7 @@ def features(folder: Path, connections: int, seconds: float, rounds: int) -> Non
         for _ in range(round(seconds * rounds)):
             for name, (server_port, pid) in servers.items():
                 address = f"http://127.0.0.1:{server_port}/predict"
-                readings[name].append(measure(address, pid, script, connections, 1))
+                readings[name].append(measure(address, pid, scripts[name], connections, 1))
     titles = ("req/s", "p99 ms", "CPU us", "errors", "CPU more", "rate less")
     print(f"{'features on':20} {heads(titles, (8, 7, 7, 6, 9, 9))}")
     for name, runs in readings.items():
