@@ -120,7 +120,7 @@ module "logs" {
 }
 
 locals {
-  repositories = ["server", "flows", "releases"]
+  repositories = ["flows", "releases"]
 }
 
 module "repository" {
