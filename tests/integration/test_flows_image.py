@@ -6,6 +6,7 @@ server; the Kubernetes API is the fake one of the platform's tests, over real HT
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -211,3 +212,11 @@ def test_the_worker_prepares_its_pool_and_listens_to_it(
     words = command("worker.yaml", "worker")
     process = run(words, **facts, PREFECT_WORKER_WEBSERVER_PORT=str(port))
     until(f"http://127.0.0.1:{port}/health", process)
+
+
+def test_a_job_of_the_work_pool_runs_prefect(run: Run) -> None:
+    """Its arguments come from the worker, and must not end up with the image's own entry point."""
+    template = json.loads((FLOWS / "prefect" / "base-job-template.json").read_text())
+    (container,) = template["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]["containers"]
+    words = [*container["command"], "prefect", "flow-run", "execute", "--help"]
+    assert "Execute a flow run" in finished(run(words))

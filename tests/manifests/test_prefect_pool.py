@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -64,6 +67,19 @@ class TestTheWorkPool:
         assert manifest["metadata"]["namespace"] == "modelserve-system"
         names = {variable["name"] for variable in pod["containers"][0]["env"]}
         assert "PREFECT_DEFAULT_RESULT_STORAGE_BLOCK" in names
+
+    def test_a_job_runs_prefect_and_not_the_images_own_program(self, prepare_pool: ModuleType) -> None:
+        """The worker's words are arguments; with the image's entry point they would go to `modelserve`."""
+        manifest = job(prepare_pool.job_template(IMAGE), command=None)
+        container = manifest["spec"]["template"]["spec"]["containers"][0]
+        words = [*container["command"], *container["args"]]
+        assert words == ["/usr/bin/env", "prefect", "flow-run", "execute"]
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        done = subprocess.run(
+            [*words, "--help"], capture_output=True, text=True, check=False, env={**os.environ, "PATH": path}
+        )
+        assert done.returncode == 0, done.stderr
+        assert "flow run" in done.stdout.lower()
 
     def test_a_job_outlives_the_longest_flow(self, prepare_pool: ModuleType) -> None:
         """Kubernetes would end a healthy promotion that waits for its evidence, or a long experiment."""
