@@ -60,7 +60,9 @@ def refused(dsn: str, statement: str) -> str:
 
 def test_it_may_run_twice_and_each_role_enters_its_own_database_only(postgres_url: str) -> None:
     # As on RDS: may make roles and databases, and is no superuser.
-    execute(as_role(postgres_url, "postgres", "postgres"), "CREATE ROLE administrator LOGIN CREATEROLE CREATEDB")
+    execute(
+        as_role(postgres_url, "postgres", "postgres"), "CREATE ROLE administrator LOGIN CREATEROLE CREATEDB"
+    )
     for _ in range(2):
         done = run(as_role(postgres_url, "administrator", "postgres"))
         assert done.returncode == 0, done.stdout + done.stderr

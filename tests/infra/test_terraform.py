@@ -248,9 +248,10 @@ def test_pods_find_every_fact_in_the_config_map() -> None:
     assert given <= known
 
 
-def test_gateways_compare_latency_at_the_same_bounds() -> None:
+@pytest.mark.parametrize("reporter", ["istio-ingressgateway", "keda-add-ons-http"])
+def test_gateways_compare_latency_at_the_same_bounds(reporter: str) -> None:
     local = (INFRA / "local" / "envoy.yaml.j2").read_text()
-    mesh = (INFRA / "addons" / "values" / "istio-ingressgateway.yaml.tftpl").read_text()
+    mesh = (INFRA / "addons" / "values" / f"{reporter}.yaml.tftpl").read_text()
     here = re.search(r"buckets: (\[[^\]]+\])", local)
     there = re.search(r'"istiocustom":(\[[^\]]+\])', mesh)
     assert here
