@@ -52,9 +52,14 @@ class Chunks:
 
     def _write(self, name: str, lines: list[bytes]) -> None:
         filesystem, root = self._open()
-        path = f"{root}/{name}"
-        filesystem.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
-        filesystem.pipe_file(path, b"\n".join(lines) + b"\n")
+        path, content = f"{root}/{name}", b"\n".join(lines) + b"\n"
+        try:
+            filesystem.pipe_file(path, content)
+        except FileNotFoundError:
+            if "file" not in filesystem.protocol:
+                raise  # there are no folders in a bucket, and a bucket that is not there must not be made
+            filesystem.makedirs(path.rsplit("/", 1)[0], exist_ok=True)
+            filesystem.pipe_file(path, content)
 
     def _read(self, name: str) -> list[bytes]:
         filesystem, root = self._open()

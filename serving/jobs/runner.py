@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
 import orjson
 
@@ -23,6 +24,8 @@ RunRows = Callable[[Sequence[bytes]], Awaitable[list[bytes | Problem]]]
 """Rows as JSON values through the model; each one's prediction as JSON or its problem."""
 
 _POLL_SECONDS = 2.0
+_RENEW_SECONDS = 2.0
+"""Also how soon a job stops that was cancelled through another replica."""
 _LONGEST_PAUSE = 30.0
 _TEND_SECONDS = 30.0
 _GONE_SECONDS = 3600.0
@@ -107,7 +110,7 @@ class JobRunner:
         self._telemetry.jobs("running", 1)
         self._work = work = asyncio.create_task(self._run(job))
         try:
-            while not (await asyncio.wait({work}, timeout=self._lease / 3))[0]:
+            while not (await asyncio.wait({work}, timeout=min(self._lease / 3, _RENEW_SECONDS)))[0]:
                 try:
                     await self._table.renew(job)
                 except LeaseLost:
@@ -187,8 +190,9 @@ class JobRunner:
             opened = fsspec.open(job.source_uri, "rb").open()
         except (FileNotFoundError, IsADirectoryError):
             raise Invalid(f"there is no file {job.source_uri}") from None
-        with opened as stream:
-            rows = rows_of(cast(BinaryIO, stream), cast(Format, job.source_format), self._model)
+        # fsspec's own files cannot limit the length of a line.
+        with io.BufferedReader(opened) as stream:
+            rows = rows_of(stream, cast(Format, job.source_format), self._model)
             total = self._chunks.split(job.id, job.fence, rows, job.chunk_rows, spec.max_rows)
         return checked_total(total, spec.max_rows)
 

@@ -20,6 +20,9 @@ import pytest
 from model_bundles import affine, people, person
 from server_runs import ServerProcess, ThreadedServer, free_port, process, threaded
 
+from tests.integration.s3_server import ACCESS, BUCKET, run_s3
+from tests.integration.s3_server import client as s3_client
+
 ROWS = [[float(row), 2.0, 3.0, 4.0] for row in range(25)]
 PREDICTIONS = [[2.0 * row + 1, 5.0, 7.0] for row in range(25)]
 
@@ -363,6 +366,48 @@ def test_a_job_survives_the_replica_that_took_it(
             by = fences(database_url, job)
             assert by == sorted(by), "what was finished is not run again"
             assert set(by) == {1, 2}
+
+
+@pytest.fixture(scope="module")
+def s3_endpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    yield from run_s3(tmp_path_factory.mktemp("s3"))
+
+
+def test_jobs_in_a_bucket(
+    tmp_path: Path, options: dict[str, Any], s3_endpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_endpoint)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS["key"])
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", ACCESS["secret"])
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    bucket = s3_client(s3_endpoint)
+    bucket.put_object(
+        Bucket=BUCKET,
+        Key="jobs/inputs/day=1/rows.jsonl",
+        Body="\n".join(json.dumps(row) for row in ROWS).encode(),
+    )
+    bundle = affine(tmp_path / "affine", jobs={"chunk_rows": 10})
+    with (
+        process(bundle, **options | {"jobs_uri": f"s3://{BUCKET}/jobs/"}) as server,
+        httpx.Client(base_url=server.url, timeout=20) as client,
+    ):
+        for body in ({"instances": ROWS}, {"input_uri": f"s3://{BUCKET}/jobs/inputs/day=1/rows.jsonl"}):
+            job = client.post("/batch-predict", json=body).json()["id"]
+            done = ended(client, job)
+            assert (done["state"], done["error"]) == ("done", None), server.log
+            assert [row["prediction"] for row in results(client, job)] == PREDICTIONS
+            key = done["results_uri"].removeprefix(f"s3://{BUCKET}/")
+            files = json.loads(bucket.get_object(Bucket=BUCKET, Key=key)["Body"].read())["files"]
+            assert len(files) == 3
+        missing = client.post("/batch-predict", json={"input_uri": f"s3://{BUCKET}/jobs/inputs/none.jsonl"})
+        assert "there is no file" in ended(client, missing.json()["id"])["error"]
+    with (
+        process(bundle, **options | {"jobs_uri": "s3://misspelt/jobs"}) as server,
+        httpx.Client(base_url=server.url, timeout=20) as client,
+    ):
+        refused = client.post("/batch-predict", json={"instances": ROWS})
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
+        assert [found["Name"] for found in bucket.list_buckets()["Buckets"]] == [BUCKET]
 
 
 def test_a_job_that_breaks_its_replicas_is_given_up(
