@@ -259,6 +259,17 @@ def test_gateways_compare_latency_at_the_same_bounds(reporter: str) -> None:
     assert json.loads(here[1]) == json.loads(there[1])
 
 
+def test_the_http_add_on_is_admitted_where_it_is_installed() -> None:
+    """Its chart leaves out what the level `restricted` asks for, and the API server refuses such pods."""
+    assert 'keda-add-ons-http        = { namespace = "keda"' in CHARTS.read_text()
+    namespaces = (INFRA / "addons" / "namespaces.tf").read_text()
+    assert re.search(r"^    keda += merge\(local.injected, local.restricted\)$", namespaces, re.MULTILINE)
+    values = (INFRA / "addons" / "values" / "keda-add-ons-http.yaml.tftpl").read_text()
+    context = yaml.safe_load(re.sub(r"\$\{[^}]+\}", "1", values))["podSecurityContext"]
+    assert context["runAsNonRoot"] is True
+    assert context["seccompProfile"] == {"type": "RuntimeDefault"}
+
+
 def test_the_prefect_server_is_the_version_that_the_flows_use() -> None:
     values = yaml.safe_load((INFRA / "addons" / "values" / "prefect-server.yaml.tftpl").read_text())
     tag = values["global"]["prefect"]["image"]["prefectTag"]
