@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from flows import wiring
-from flows.adapters.kubernetes import KubernetesPlatform
+from flows.adapters.kubernetes import KubernetesPlatform, read_skeletons
 from flows.domain.errors import ReleaseExists, ReleaseNotReady, RouteConflict
 from flows.domain.manifests import PINNED_ANNOTATION, Cluster
 from flows.domain.routes import Match, Mirror, Routes
@@ -623,6 +623,27 @@ def test_a_rollback_does_not_wait_for_more_servers_than_the_model_asks_for(
     clock.now = 0
     platform.start(a_release(1), a_spec(replicas=2, max_replicas=10))
     assert clock.now == 0
+
+
+def test_servers_that_serve_are_not_replaced_by_a_newer_skeleton(
+    fake: FakeKubernetes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A release is made once. A rollback after an upgrade finds its target as warm as it was left."""
+    with kubernetes_platform(fake, tmp_path, monkeypatch.setenv) as platform:
+        platform.start(a_release(), a_spec())
+    before = fake.thing("deployments", "flights-v1")
+    newer = read_skeletons()
+    newer["deployment"]["spec"]["template"]["spec"]["dnsPolicy"] = "Default"
+    monkeypatch.setattr("flows.adapters.kubernetes.platform.read_skeletons", lambda: newer)
+    fake.calls.clear()
+    with kubernetes_platform(fake, tmp_path, monkeypatch.setenv) as platform:
+        platform.start(a_release(), a_spec())
+        assert fake.thing("deployments", "flights-v1") == before
+        fake.edit("deployments", "flights-v1", lambda thing: thing["spec"].update(replicas=0))
+        platform.start(a_release(), a_spec())
+    after = fake.thing("deployments", "flights-v1")
+    assert after is not None
+    assert after["spec"]["template"]["spec"]["dnsPolicy"] == "Default", "nobody was served by the old ones"
 
 
 def test_a_sleeper_is_entered_through_the_interceptor_under_its_own_name(

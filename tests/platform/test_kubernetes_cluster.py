@@ -167,13 +167,18 @@ def test_server_side_apply_keeps_foreign_fields_and_names_its_manager(
     # Without an autoscaler: one with real measurements may change the size, and so the generation.
     release, spec = harness.healthy("flights", 1), spec_for(real, "flights", autoscaling="none")
     harness.platform.start(release, spec)
-    path = real.path("apps/v1", "deployments", release.name)
-    real.admin.call("PATCH", path, {"metadata": {"annotations": {"team.example/owner": "ada"}}})
+    deployment = real.path("apps/v1", "deployments", release.name)
+    # The second start writes the Service again; servers that serve are left as they are.
+    paths = (deployment, real.path("", "services", release.name))
+    for path in paths:
+        real.admin.call("PATCH", path, {"metadata": {"annotations": {"team.example/owner": "ada"}}})
     harness.platform.start(release, spec)
-    found = real.admin.call("GET", path)
-    assert found["metadata"]["annotations"]["team.example/owner"] == "ada"
-    managers = {(entry["manager"], entry["operation"]) for entry in found["metadata"]["managedFields"]}
-    assert ("modelserveai", "Apply") in managers
+    for path in paths:
+        found = real.admin.call("GET", path)
+        assert found["metadata"]["annotations"]["team.example/owner"] == "ada"
+        managers = {(entry["manager"], entry["operation"]) for entry in found["metadata"]["managedFields"]}
+        assert ("modelserveai", "Apply") in managers
+    found = real.admin.call("GET", deployment)
     assert found["metadata"]["generation"] == 1, "nothing that the second start did may roll the servers"
 
 

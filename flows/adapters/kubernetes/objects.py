@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from flows.adapters.kubernetes.pods import is_available
 from flows.domain import mesh
 from flows.domain.manifests import MANAGED_BY, MANAGER, Manifest
 
@@ -12,6 +13,17 @@ def is_ours(thing: Manifest) -> bool:
 
 def replicas_of(deployment: Manifest) -> int:
     return int(deployment["spec"].get("replicas", 1))
+
+
+def image_of(deployment: Manifest) -> str | None:
+    """The server's; somebody may have put other containers beside it."""
+    pod = deployment["spec"].get("template", {}).get("spec", {})
+    return next((one["image"] for one in pod.get("containers", []) if one["name"] == "server"), None)
+
+
+def serves(deployment: Manifest, image: str | None, replicas: int) -> bool:
+    """It runs this image with as many servers as are wanted."""
+    return is_available(deployment, replicas) and image_of(deployment) == image
 
 
 def owner_reference(deployment: Manifest) -> Manifest:

@@ -16,9 +16,11 @@ from flows.adapters.kubernetes.connection import connect
 from flows.adapters.kubernetes.objects import (
     entries_of,
     holds,
+    image_of,
     is_ours,
     owner_reference,
     replicas_of,
+    serves,
 )
 from flows.adapters.kubernetes.readiness import Readiness
 from flows.adapters.kubernetes.skeletons import read_skeletons
@@ -98,7 +100,12 @@ class KubernetesPlatform:
         self._brace(release, deployments, autoscalers)
         pin = self._pin(spec, autoscalers.get(release.name))
         deployment, *rest = release_manifests(release, spec, self._cluster, self._skeletons, pin)
-        applied = self._apply(deployment)
+        known = deployments.get(release.name)
+        if known is not None and serves(known, image_of(deployment), spec.resources.replicas):
+            # A rollback must not wait for servers to be replaced because a skeleton has changed since.
+            applied = known
+        else:
+            applied = self._apply(deployment)
         if applied["spec"].get("replicas") == 0:
             wanted = max(pin or 0, 1)
             applied = self._wake(release.name, wanted)
