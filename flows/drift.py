@@ -70,7 +70,7 @@ def check_by_hand(
     Also what the CronJob runs: a model whose check cannot even begin is a failed result beside the others'.
     """
     now = datetime.now(UTC)
-    begin, end = moment(since, now), moment(until, now)
+    begin, end = stretch(since, until, now)
     wanted = models or due_models(plane, now)
     draw: Drawing = "always" if len(wanted) == 1 else "found"
     return check_models(plane, wanted, draw=draw, since=begin, until=end)
@@ -95,6 +95,14 @@ def due_models(plane: ControlPlane, now: datetime) -> list[str]:
     return due
 
 
+def stretch(since: str | None, until: str | None, now: datetime) -> tuple[float | None, float | None]:
+    """Both ends as Unix seconds. SpecInvalid when one is no time, or they are the wrong way round."""
+    begin, end = moment(since, now), moment(until, now)
+    if begin is not None and end is not None and begin >= end:
+        raise SpecInvalid(f"nothing lies between since {since} and until {until}; is it the other way round?")
+    return begin, end
+
+
 def moment(text: str | None, now: datetime) -> float | None:
     """Unix seconds of `2013-07-01`, `2013-07-01T12:00`, or an age such as `7d`. SpecInvalid otherwise."""
     if text is None:
@@ -112,8 +120,8 @@ def moment(text: str | None, now: datetime) -> float | None:
 def drift(model: str, since: str | None = None, until: str | None = None) -> str:
     """Check one model's traffic for drift and act by its policy."""
     plane = control_plane()
-    now = datetime.now(UTC)
-    result = check_model(plane, model, moment(since, now), moment(until, now))
+    begin, end = stretch(since, until, datetime.now(UTC))
+    result = check_model(plane, model, begin, end)
     _publish(result)
     if result.outcome is Outcome.FAILED:
         raise DriftFailed(f"{model}: {result.sentence}")

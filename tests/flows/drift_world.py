@@ -77,7 +77,7 @@ class World:
         self,
         model: str = "paint",
         consequence: str = "alert",
-        reference: bool = True,
+        reference: bool | str = True,
         version: int = 1,
         training: int = 3000,
         spec: str = "",
@@ -86,9 +86,10 @@ class World:
         bundle = self.folder / f"{model}-{version}"
         bundle.mkdir(parents=True)
         (bundle / "model.yaml").write_text(text)
-        if reference:
+        if reference:  # that of another model, if it is a name
             made = parse_spec(text, "model.yaml")
-            profile = make_profile(rows(training, 1), made.signature, made.drift, model=model)
+            of = reference if isinstance(reference, str) else model
+            profile = make_profile(rows(training, 1), made.signature, made.drift, model=of)
             (bundle / "reference.json").write_text(profile.to_json())
         uri, sha256 = self.plane.artifacts.put_bundle(bundle, model, version)
         release = self.plane.registry.register(Release(model, version, uri, sha256), text)

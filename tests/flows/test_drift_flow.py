@@ -12,11 +12,12 @@ import pandas as pd
 import pytest
 
 from flows import drift, drift_check
+from flows.adapters.registry import Registry
 from flows.archive import ARCHIVE, archive_all
 from flows.consequence import carry_out
 from flows.domain.drift_policy import DriftPolicy
 from flows.domain.drift_report import markdown, table
-from flows.domain.errors import ReleaseUnknown, SpecInvalid
+from flows.domain.errors import DependencyDown, ReleaseUnknown, SpecInvalid
 from flows.domain.findings import DriftResult, FindingKind, Outcome
 from flows.exposition import exposition
 from tests.flows.drift_world import HOUR, NOW, World, rows
@@ -66,6 +67,7 @@ def test_a_run_over_many_models_draws_where_there_is_something_to_look_at(world:
     assert (noticed.shows, noticed.alerts) == (True, False)
     assert noticed.consequence is None
     assert stable.report is None
+    assert drifted.consequence == "alert: the drift metrics fire it"
     for one in (noticed, drifted):
         assert one.report is not None
         assert "<svg" in Path(one.report.removeprefix("file://")).read_text()
@@ -100,7 +102,10 @@ def test_a_policy_that_records_never_alerts(world: World) -> None:
     result = drift.check_model(world.plane, "paint", draw="never")
 
     assert result.outcome is Outcome.DRIFTED
+    assert result.consequence == "recorded, as the policy wants"
     assert result.to_dict()["alerts"] is False
+    assert 'modelserve_drift_alert{model="paint",outcome="drifted"} 0.0' in exposition(world.plane).decode()
+    assert world.plane.registry.standing("paint").frozen is None
 
 
 def test_rows_of_another_release_are_not_this_releases_drift(world: World) -> None:
@@ -291,6 +296,79 @@ def test_moments_are_dates_or_ages(text: str | None, expected: float | None) -> 
     assert drift.moment(text, datetime.fromtimestamp(0, UTC)) == expected
 
 
-def test_a_moment_that_is_none_is_refused() -> None:
-    with pytest.raises(SpecInvalid, match="is no time"):
-        drift.moment("yesterdayish", datetime.now(UTC))
+@pytest.mark.parametrize(
+    ("since", "until", "said"),
+    [
+        ("yesterdayish", None, "'yesterdayish' is no time"),
+        (None, "soon", "'soon' is no time"),
+        ("2013-08-01", "2013-07-01", "is it the other way round"),
+        ("1d", "7d", "is it the other way round"),
+    ],
+)
+def test_a_stretch_of_time_that_is_none_is_refused(since: str | None, until: str | None, said: str) -> None:
+    with pytest.raises(SpecInvalid, match=said):
+        drift.stretch(since, until, datetime.now(UTC))
+
+
+def test_a_stretch_of_time_is_checked_alone(world: World) -> None:
+    """Six hours of traffic; the last two differ."""
+    world.serve()
+    frame = rows(1200, 3)
+    frame.loc[800:, ["width", "price"]] += [3, 9]
+    world.send(frame)
+    times = [datetime.fromtimestamp(NOW + hours * HOUR, UTC).isoformat() for hours in (0, 4, 6)]
+
+    before = drift.check_by_hand(world.plane, ["paint"], times[0], times[1])[0]
+    after = drift.check_by_hand(world.plane, ["paint"], times[1], times[2])[0]
+
+    assert (before.outcome, after.outcome) == ("stable", "drifted")
+    assert (before.rows, after.rows) == (800, 400)
+    starts = [window.start for window in after.windows]
+    assert starts == [NOW + 4 * HOUR, NOW + 5 * HOUR]
+
+
+def all_null(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.assign(colour=None)
+
+
+@pytest.mark.parametrize(
+    ("reference", "live", "outcome", "kind"),
+    [
+        (True, None, "no_samples", None),
+        (True, rows(30, 3), "cannot_tell", "too_few_rows"),
+        (False, rows(1200, 3), "no_reference", None),
+        ("glass", rows(1200, 3), "wrong_reference", None),
+        (True, all_null(rows(1200, 3)), "damaged", "all_null"),
+        (True, rows(1200, 3).assign(colour="pink"), "drifted", "unseen_category"),
+        (True, rows(1200, 3), "stable", None),
+    ],
+)
+def test_every_outcome_is_on_record_in_the_metrics_and_on_the_page(
+    world: World, reference: bool | str, live: pd.DataFrame | None, outcome: str, kind: str | None
+) -> None:
+    world.serve(reference=reference)
+    if live is not None:
+        world.send(live.astype(object).where(live.notna(), None))
+
+    result = drift.check_model(world.plane, "paint", draw="never")
+
+    assert result.outcome == outcome, result.sentence
+    assert world.plane.registry.drift_checks("paint")[0][1] == outcome
+    metrics = exposition(world.plane).decode()
+    assert f'modelserve_drift_outcome{{model="paint",outcome="{outcome}"}} 1.0' in metrics
+    assert ("modelserve_drift_last_success_timestamp_seconds{" in metrics) == result.outcome.checked
+    assert markdown(result).startswith(f"# paint: {outcome}\n\n{result.sentence}")
+    if kind is not None:
+        assert f'modelserve_drift_findings{{kind="{kind}",model="paint"}}' in metrics
+
+
+def test_a_registry_that_is_away_is_said(world: World) -> None:
+    """Nothing can be recorded then: the result says why, and 'nobody has checked' is what alerts."""
+    away = replace(world.plane, registry=Registry("postgresql://nobody@127.0.0.1:1/away", patience=0.2))
+
+    (result,) = drift.check_by_hand(away, ["paint"], None, None)
+
+    assert result.outcome is Outcome.FAILED
+    assert "PostgreSQL does not answer" in result.sentence
+    with pytest.raises(DependencyDown):
+        drift.check_by_hand(away, None, None, None)
