@@ -27,12 +27,34 @@ ROWS = [[float(row), 2.0, 3.0, 4.0] for row in range(25)]
 PREDICTIONS = [[2.0 * row + 1, 5.0, 7.0] for row in range(25)]
 
 
+@pytest.fixture(scope="module")
+def own_database(postgres_url: str) -> str:
+    """Beside the one of the shared server."""
+    connection = psycopg2.connect(postgres_url)
+    connection.autocommit = True
+    with connection.cursor() as cursor:
+        cursor.execute("CREATE DATABASE jobs_of_tests")
+    connection.close()
+    base, _, query = postgres_url.partition("?")
+    return f"{base.rsplit('/', 1)[0]}/jobs_of_tests?{query}"
+
+
 @pytest.fixture
-def options(database_url: str, tmp_path: Path) -> dict[str, Any]:
+def database(own_database: str) -> str:
+    """The same for every test, emptied: making one takes longer than most of them."""
+    connection = psycopg2.connect(own_database)
+    with connection, connection.cursor() as cursor:
+        cursor.execute("DROP TABLE IF EXISTS batch_chunks, batch_jobs")
+    connection.close()
+    return own_database
+
+
+@pytest.fixture
+def options(database: str, tmp_path: Path) -> dict[str, Any]:
     """For servers that a test starts itself."""
     (tmp_path / "jobs" / "inputs").mkdir(parents=True)
     return {
-        "database_url": database_url,
+        "database_url": database,
         "jobs_uri": str(tmp_path / "jobs"),
         "jobs_lease_seconds": 1.5,
         "drain_seconds": 1,
@@ -339,7 +361,7 @@ def leaves(server: ServerProcess) -> None:
 
 @pytest.mark.parametrize("happens", [loses, stands_still, leaves])
 def test_a_job_survives_the_replica_that_took_it(
-    tmp_path: Path, options: dict[str, Any], database_url: str, happens: Callable[[ServerProcess], None]
+    tmp_path: Path, options: dict[str, Any], database: str, happens: Callable[[ServerProcess], None]
 ) -> None:
     bundle = people(tmp_path / "people", batching={"max_rows": 2}, jobs={"chunk_rows": 10})
     if happens is leaves:
@@ -363,7 +385,7 @@ def test_a_job_survives_the_replica_that_took_it(
             rows = results(client, job)
             assert [row["row"] for row in rows] == list(range(200)), "each row once, in order"
             assert [row["prediction"]["score"] for row in rows] == [row % 150 / 150 for row in range(200)]
-            by = fences(database_url, job)
+            by = fences(database, job)
             assert by == sorted(by), "what was finished is not run again"
             assert set(by) == {1, 2}
 
@@ -411,13 +433,13 @@ def test_jobs_in_a_bucket(
 
 
 def test_a_job_that_breaks_its_replicas_is_given_up(
-    tmp_path: Path, options: dict[str, Any], database_url: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, options: dict[str, Any], database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("serving.jobs.runner._TEND_SECONDS", 0.1)
     with threaded(people(tmp_path / "people"), **options) as server, server.client() as client:
         job = slow_job(client, 2)
         assert ended(client, job)["state"] == "done"
-        connection = psycopg2.connect(database_url)
+        connection = psycopg2.connect(database)
         with connection, connection.cursor() as cursor:
             cursor.execute(
                 "UPDATE batch_jobs SET state = 'running', finished_at = NULL, tries = 5, lease_until = now()"
@@ -522,7 +544,7 @@ def test_without_a_database_only_jobs_are_missing(tmp_path: Path) -> None:
 
 
 def test_a_database_that_drops_its_connections_is_no_fault(
-    tmp_path: Path, options: dict[str, Any], database_url: str
+    tmp_path: Path, options: dict[str, Any], database: str
 ) -> None:
     bundle = people(tmp_path / "people", batching={"max_rows": 2}, jobs={"chunk_rows": 5})
     with threaded(bundle, **options) as server, server.client() as client:
@@ -530,7 +552,7 @@ def test_a_database_that_drops_its_connections_is_no_fault(
         stop = threading.Event()
 
         def drop() -> None:
-            connection = psycopg2.connect(database_url)
+            connection = psycopg2.connect(database)
             connection.autocommit = True
             with connection.cursor() as cursor:
                 while not stop.wait(0.3):
