@@ -59,6 +59,7 @@ REFUSED = [
     *(Call(who, "modelserve", MODEL, "/predict") for who in (STRANGER, UNKNOWN, NGINX, WORKER)),
     *(Call(who, "modelserve", MODEL, "/metrics", method="GET") for who in (GATEWAY, INTERCEPTOR, SERVER)),
     Call(SERVER, "modelserve", MODEL, "/feedback"),
+    Call(GATEWAY, "modelserve", {"app.kubernetes.io/component": "unforeseen"}, "/predict"),
     *(Call(who, "istio-ingress", IN_FRONT, "/models/flights/predict", 80) for who in (STRANGER, UNKNOWN)),
     Call(NGINX, "istio-ingress", IN_FRONT, "/models/flights/metrics", 80, "GET"),
     Call(NGINX, "istio-ingress", IN_FRONT, "/elsewhere", 80, "GET"),

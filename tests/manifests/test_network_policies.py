@@ -76,6 +76,9 @@ def refused(overlay: str) -> list[tuple[End, End, int, str]]:
     other = database(next(name for name in OVERLAYS if name != overlay))
     found += [(end, other, 5432, "TCP") for end in [SERVER, *PROGRAMS]]
     found += [(MONITORING, flows_pod("prefect-worker"), 8080, "TCP")]
+    # A pod that nobody thought of may ask for names, and no more.
+    unforeseen = pod("modelserve", component="unforeseen")
+    found += [(GATEWAY, unforeseen, 8080, "TCP"), (unforeseen, AWS, 443, "TCP")]
     return found
 
 
