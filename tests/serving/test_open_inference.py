@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 import struct
@@ -16,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from server_runs import ThreadedServer, threaded
 from tritonclient import http as triton
+from tritonclient.http import aio as triton_aio
 from tritonclient.utils import InferenceServerException
 
 X = np.array([[1, 2, 3, 4], [0, 0, 0, 0]], dtype=np.float32)
@@ -294,3 +296,18 @@ def test_a_server_that_is_not_ready_says_so_in_the_protocols_form(tmp_path: Path
         not_ready = client.get("/v2/health/ready")
         assert not_ready.status_code == 503
         assert "draining" in not_ready.json()["error"]
+
+
+def test_the_asynchronous_client(affine_server: ThreadedServer) -> None:
+    async def ask() -> list[np.ndarray]:
+        async with triton_aio.InferenceServerClient(f"127.0.0.1:{affine_server.port}") as client:
+            assert await client.is_model_ready("affine")
+            answers = await asyncio.gather(
+                *(client.infer("affine", [x_input(X + step, binary=step % 2 == 0)]) for step in range(4))
+            )
+            with pytest.raises(InferenceServerException, match="unknown input"):
+                await client.infer("affine", [x_input(name="z")])
+            return [answer.as_numpy("scores") for answer in answers]
+
+    for step, scores in enumerate(asyncio.run(ask())):
+        np.testing.assert_allclose(scores, (X + step)[:, :3] * 2 + 1)
