@@ -26,6 +26,7 @@ RunRows = Callable[[Sequence[bytes]], Awaitable[list[bytes | Problem]]]
 _POLL_SECONDS = 2.0
 _RENEW_SECONDS = 2.0
 """Also how soon a job stops that was cancelled through another replica."""
+_STOP_SECONDS = 3.0
 _LONGEST_PAUSE = 30.0
 _TEND_SECONDS = 30.0
 _GONE_SECONDS = 3600.0
@@ -76,10 +77,11 @@ class JobRunner:
         if self._work is not None:
             self._work.cancel()
             await asyncio.gather(self._work, return_exceptions=True)
-        if self._job is not None:
-            with contextlib.suppress(DatabaseAway, LeaseLost):
-                await self._table.release(self._job)
-        await self._table.close()
+        with contextlib.suppress(DatabaseAway, LeaseLost, TimeoutError):
+            async with asyncio.timeout(_STOP_SECONDS):
+                if self._job is not None:
+                    await self._table.release(self._job)
+                await self._table.close()
 
     # ---- which job
 

@@ -18,7 +18,8 @@ State = Literal["queued", "running", "done", "failed", "cancelled"]
 MOST_TRIES = 5
 """So often a replica may be lost over a job without a chunk being finished; then the job is to blame."""
 _CONNECT_SECONDS = 3
-_STATEMENT_MILLISECONDS = 10_000
+_STATEMENT_MILLISECONDS = 5_000
+_SILENT_MILLISECONDS = 8_000
 _SCHEMA_LOCK = 0x6A6F6273
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS batch_jobs (
@@ -323,6 +324,11 @@ def _connected(url: str) -> Any:
     connection = psycopg2.connect(
         url,
         connect_timeout=_CONNECT_SECONDS,
+        # A database whose host has vanished is noticed, and does not keep the process from ending.
+        tcp_user_timeout=_SILENT_MILLISECONDS,
+        keepalives_idle=5,
+        keepalives_interval=2,
+        keepalives_count=3,
         application_name="modelserve-jobs",
         options=f"-c statement_timeout={_STATEMENT_MILLISECONDS}",
     )
