@@ -212,4 +212,6 @@ class Settings(BaseSettings):
             "PREFECT_API_URL": self.prefect_url,
             "PREFECT_HOME": str(self.state / "prefect"),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            # The server's answer when its database is slow for a moment; by itself a client gives up at once.
+            "PREFECT_CLIENT_RETRY_EXTRA_CODES": "500",
         }

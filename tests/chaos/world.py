@@ -319,7 +319,7 @@ def running_world(folder: Path, **settings: str) -> Iterator[World]:
             users.send_signal(signal.SIGTERM)
             users.wait(30)
         world.modelserve("down")
-        as_root("umount", str(world.settings.state))
+        as_root("umount", "--lazy", str(world.settings.state))
         patch.undo()
 
 

@@ -53,10 +53,14 @@ def output(environment: dict[str, str]) -> str:
 
 @pytest.fixture(scope="module")
 def registry(environment: dict[str, str]) -> Registry:
+    return Registry(registry_url(environment))
+
+
+def registry_url(environment: dict[str, str]) -> str:
     names = {name: value for name, value in environment.items() if name.startswith("MODELSERVE_PORTS__")}
     ports = {name.removeprefix("MODELSERVE_PORTS__").lower(): int(value) for name, value in names.items()}
     settings = Settings(state=Path(environment["MODELSERVE_STATE"]), ports=ports)  # type: ignore[arg-type]
-    return Registry(settings.registry_url)
+    return settings.registry_url
 
 
 pytestmark = pytest.mark.timeout((MINUTES + 2) * 60)
@@ -177,4 +181,4 @@ def test_every_panel_has_an_answer(output: str, environment: dict[str, str]) -> 
     sys.modules["panels"] = panels
     specification.loader.exec_module(panels)
     url = f"http://127.0.0.1:{environment['MODELSERVE_PORTS__PROMETHEUS']}"
-    assert panels.empty_panels(url) == []
+    assert panels.empty_panels(url, registry_url(environment)) == []
