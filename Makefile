@@ -5,6 +5,8 @@ BIN := .venv/bin
 # Tools that come as wheels (hadolint, the S3 server) are found there, as in an activated environment.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 PYTEST := $(BIN)/python -m pytest
+# Most tests wait more than they compute. What runs a whole stack has the machine to itself.
+SIDE_BY_SIDE := -n 3 --dist loadfile
 
 .PHONY: help setup demo test fast lint format check up down image e2e chaos bench bench-judge bench-serving bench-drift \
         bench-rollback bench-scale infra-check constraints clean
@@ -26,13 +28,13 @@ down:  ## stop it
 	@$(BIN)/modelserve down
 
 test: setup  ## all tests: fast ones first, then real parts, then end to end and chaos
-	$(PYTEST) -q tests/domain tests/serving tests/flows tests/models
+	$(PYTEST) -q $(SIDE_BY_SIDE) tests/domain tests/serving tests/flows tests/models
 	@$(BIN)/modelserve prepare
-	$(PYTEST) -q tests/agreement tests/manifests tests/monitoring tests/infra tests/workflows tests/platform tests/integration
+	$(PYTEST) -q $(SIDE_BY_SIDE) tests/agreement tests/manifests tests/monitoring tests/infra tests/workflows tests/platform tests/integration
 	$(PYTEST) -q tests/e2e tests/chaos
 
 fast: setup  ## the tests that take seconds
-	$(PYTEST) -q tests/domain tests/serving
+	$(PYTEST) -q $(SIDE_BY_SIDE) tests/domain tests/serving
 
 lint: setup  ## style, types, import contracts, manifests, rules, workflows
 	$(BIN)/ruff check .

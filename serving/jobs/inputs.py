@@ -38,11 +38,11 @@ _PARQUET_ROWS = 256
 
 
 class JobRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """A body in JSON: the rows themselves, or where they are."""
+    """A body in JSON: the rows themselves, or where they are. A null is no way to leave a field out."""
 
-    instances: list[msgspec.Raw] | None = None
-    input_uri: str | None = None
-    format: Format | None = None
+    instances: list[msgspec.Raw] | msgspec.UnsetType = msgspec.UNSET
+    input_uri: str | msgspec.UnsetType = msgspec.UNSET
+    format: Format | msgspec.UnsetType = msgspec.UNSET
 
 
 def format_of_media(content_type: bytes) -> Format:
@@ -53,7 +53,7 @@ def format_of_media(content_type: bytes) -> Format:
     return _MEDIA[media]
 
 
-def format_of_uri(uri: str, stated: Format | None) -> Format:
+def format_of_uri(uri: str, stated: Format | msgspec.UnsetType) -> Format:
     """By the suffix unless it is stated; JSON Lines when neither says."""
     return stated or _SUFFIXES.get("." + uri.rpartition(".")[2], "jsonl")
 

@@ -12,6 +12,7 @@ from datetime import datetime
 from urllib.parse import parse_qs
 
 import orjson
+from msgspec import UNSET
 
 from serving.errors import BadRequest, Invalid, NotFound, Problem, Unavailable
 from serving.exchange import JSON, Answer, Call, Handler, decompressed
@@ -68,8 +69,8 @@ class BatchPredict:
         job = uuid.uuid4().hex
         size, most = spec.serving.jobs.chunk_rows, spec.serving.jobs.max_rows
         asked = await asyncio.to_thread(read_request, body) if form == "json" else JobRequest()
-        if asked.input_uri is not None:
-            if asked.instances is not None:
+        if asked.input_uri is not UNSET:
+            if asked.instances is not UNSET:
                 raise Invalid("give instances or input_uri, not both", pointer="#/input_uri")
             uri = self._allowed(asked.input_uri)
             added = await table.add(

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -274,7 +275,6 @@ class World:
 
 def mount_small_disk(folder: Path) -> None:
     """A disk of its own for the stack, so that a story can fill it."""
-    folder.mkdir()
     options = f"size={DISK_MEGABYTES}m,mode=755,uid={os.getuid()},gid={os.getgid()}"
     as_root("mount", "-t", "tmpfs", "-o", options, "modelserve", str(folder))
 
@@ -290,8 +290,10 @@ def running_world(folder: Path, **settings: str) -> Iterator[World]:
 
     `settings` are more variables for every `modelserve` command.
     """
+    # Not in pytest's own folders: it could not tidy up what a killed run leaves mounted there.
+    state = Path(tempfile.mkdtemp(prefix="modelserve-chaos-"))
     variables = {
-        **stack_variables(folder / "state", 28000),
+        **stack_variables(state, 28000),
         "MODELSERVE_LEASE_SECONDS": str(LEASE_SECONDS),
         "COLUMNS": "200",
         **settings,
@@ -305,7 +307,7 @@ def running_world(folder: Path, **settings: str) -> Iterator[World]:
         variables[name] = value
     world = World(folder, variables)
     users: subprocess.Popen[bytes] | None = None
-    mount_small_disk(world.settings.state)
+    mount_small_disk(state)
     try:
         world.modelserve("up")
         users = _users(world)
@@ -319,7 +321,8 @@ def running_world(folder: Path, **settings: str) -> Iterator[World]:
             users.send_signal(signal.SIGTERM)
             users.wait(30)
         world.modelserve("down")
-        as_root("umount", "--lazy", str(world.settings.state))
+        as_root("umount", "--lazy", str(state))
+        state.rmdir()
         patch.undo()
 
 

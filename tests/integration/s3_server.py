@@ -30,7 +30,8 @@ def run_s3(folder: Path) -> Iterator[str]:
     command += [f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}", f"-s3.port={s3}"]
     for part, port in zip(("master", "volume", "filer", "s3"), grpc, strict=True):
         command.append(f"-{part}.port.grpc={port}")
-    command += ["-s3", f"-s3.config={folder / 's3.json'}", "-s3.port.iceberg=0", "-volume.max=100"]
+    command += ["-s3", f"-s3.config={folder / 's3.json'}", "-s3.port.iceberg=0", "-s3.port.lance=0"]
+    command.append("-volume.max=100")
     command.append("-s3.autoCreateBucket=false")
     command += ["-master.volumeSizeLimitMB=16"]
     with (folder / "log").open("wb") as log:

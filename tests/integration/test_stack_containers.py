@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 
 import httpx
@@ -74,15 +75,16 @@ IMAGE = "localhost/modelserve-test/server:latest"
 @pytest.fixture(scope="module")
 def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     """`podman … run` over a storage of its own that holds the image."""
-    for program in ("podman", "runc", "cc"):
-        if shutil.which(program) is None:
-            pytest.skip(f"{program} is not installed, and containers need it")
+    missing = [program for program in ("podman", "runc", "cc") if shutil.which(program) is None]
+    assert not missing, f"{', '.join(missing)} not installed; `make setup` brings what containers need"
     folder = tmp_path_factory.mktemp("containers")
     (folder / "server.c").write_text(SERVER)
     subprocess.run(["cc", "-static", "-O1", "-o", folder / "server", folder / "server.c"], check=True)
     (folder / "Containerfile").write_text(CONTAINERFILE)
     # vfs: works everywhere, and the image is small.
-    podman = ["podman", "--root", str(folder / "storage"), "--runroot", str(folder / "run")]
+    # podman refuses a path of more than 50 characters here.
+    runroot = tempfile.mkdtemp(prefix="modelserve-podman-")
+    podman = ["podman", "--root", str(folder / "storage"), "--runroot", runroot]
     podman += ["--storage-driver", "vfs", "--runtime", "runc"]
     build = [*podman, "build", "--quiet", "--isolation", "chroot", "--tag", IMAGE, str(folder)]
     built = subprocess.run(build, capture_output=True, text=True, check=False)
@@ -90,6 +92,7 @@ def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     yield podman
     subprocess.run([*podman, "rm", "--all", "--force"], capture_output=True, check=False)
     subprocess.run([*podman, "rmi", "--all", "--force"], capture_output=True, check=False)
+    shutil.rmtree(runroot, ignore_errors=True)
 
 
 def containers(settings: Settings, podman: list[str]) -> LocalPlatform:
