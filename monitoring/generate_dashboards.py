@@ -409,6 +409,11 @@ def serving() -> dict[str, Any]:
                 'or sum by (model) (modelserve_ready{model=~"$model"}) * 0',
                 "{{model}} {{state}}",
             ),
+            (
+                'max by (model) (modelserve_jobs_waiting{model=~"$model"}) '
+                'or sum by (model) (modelserve_ready{model=~"$model"}) * 0',
+                "{{model}} queued",
+            ),
             stack=True,
         ),
     ]
