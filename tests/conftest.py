@@ -11,8 +11,13 @@ from pathlib import Path
 
 import psycopg2
 import pytest
+from hypothesis import settings
 
 from flows.adapters.registry import Registry
+
+# How long an example takes says how busy the machine is.
+settings.register_profile("no clock", deadline=None)
+settings.load_profile("no clock")
 
 
 @pytest.fixture(scope="session")
