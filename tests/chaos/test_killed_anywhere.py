@@ -55,8 +55,11 @@ def every_other(always: Sequence[str], thorough: Sequence[str]) -> list[Any]:
 
 @pytest.fixture(scope="module")
 def plane(stack_world: World) -> Iterator[ControlPlane]:
-    """Sees a run as gone after a second: the promotions here die by the dozen."""
-    with pytest.MonkeyPatch.context() as patch:
+    """Sees a run as gone after a second: the promotions here die by the dozen.
+
+    The worker is away, and with it the sweep of every minute, which would be first now and then.
+    """
+    with stack_world.without("worker"), pytest.MonkeyPatch.context() as patch:
         patch.setenv("MODELSERVE_LEASE_SECONDS", str(LEASE_SECONDS))
         yield control_plane(stack_world.settings.model_copy(update={"lease_seconds": LEASE_SECONDS}))
 
