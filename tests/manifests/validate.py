@@ -29,6 +29,8 @@ KUBERNETES_VERSION = "1.34"
 """Of the EKS clusters in infra/cluster."""
 ROOT = Path(__file__).resolve().parents[2]
 OVERLAYS = ("staging", "production")
+TRIAL = "kind"
+"""The overlay of the end-to-end workflow's throw-away cluster: fewer components, secrets of its own."""
 MODELS = {
     "networking.istio.io/v1": "cloudcoil.models.istio.networking.v1",
     "telemetry.istio.io/v1": "cloudcoil.models.istio.telemetry.v1",
@@ -195,7 +197,8 @@ def with_component(name: str) -> list[dict[str, Any]]:
 
 def everything() -> dict[str, list[dict[str, Any]]]:
     """Where a manifest comes from → the manifests."""
-    found = {f"overlay {name}": built(name) for name in OVERLAYS}
+    found = {f"overlay {name}": built(name) for name in (*OVERLAYS, TRIAL)}
+    found["what stands beside the overlay kind"] = _kustomized(ROOT / "k8s" / "overlays" / TRIAL / "managed")
     found |= {f"component {name}": with_component(name) for name in OPTIONAL}
     return found | rendered()
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -131,25 +130,9 @@ def test_the_summary_is_the_decision_report(registry: Registry) -> None:
     assert "needs about 900 more requests" in report
 
 
-def test_istio_is_installed_in_the_version_that_infra_pins() -> None:
-    """The script reads the version by pattern; a change of charts.tf must not leave it empty."""
-    script = (TOOLS / "install_istio").read_text()
-    pattern = next(line for line in script.splitlines() if line.startswith("version="))
-    done = subprocess.run(
-        ["bash", "-c", f'{pattern}; echo "$version"'],
-        cwd=TOOLS.parents[1],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    charts = (TOOLS.parents[1] / "infra" / "addons" / "charts.tf").read_text()
-    pinned = re.search(r'^    istiod +=.*version = "([0-9.]+)"', charts, re.MULTILINE)
-    assert pinned
-    assert done.stdout.strip() == pinned[1]
-
-
 @pytest.mark.parametrize(
-    "name", ["build_image", "publish_release", "publish_flows", "decision_report", "changed_models"]
+    "name",
+    ["build_image", "publish_release", "publish_flows", "decision_report", "changed_models", "make_cluster"],
 )
 def test_a_wrong_call_says_how_it_is_called(name: str, tmp_path: Path) -> None:
     done = run(name, cwd=tmp_path)

@@ -161,7 +161,7 @@ def test_a_misspelt_key_or_expression_would_be_found(tmp_path: Path) -> None:
 def test_every_command_is_one_of_ours() -> None:
     programs = {command[0] for _, command in COMMANDS}
     assert programs <= {
-        *("make", "terraform", "pip", "pipx", "kubectl", "kind", ".github/tools/install_istio"),
+        *("make", "terraform", "pip", "pipx", "kubectl", "kind"),
         *(".venv/bin/python", ".venv/bin/modelserve", ".venv/bin/prefect", "python"),
     }
 
