@@ -15,6 +15,7 @@ import yaml
 
 from flows.settings import Settings
 from tests.free_ports import free_ports
+from tests.integration import oci_registry
 from tests.workflows.test_tools import tool
 
 ROOT = Path(__file__).parents[2]
@@ -113,8 +114,22 @@ def test_both_sides_mean_the_same_services(make_cluster: ModuleType) -> None:
     text = "".join(path.read_text() for path in make_cluster.OVERLAY.rglob("*.yaml"))
     opened = {int(port) for port in re.findall(r"nodePort: (\d+)", text)}
     assert mapped == used == opened
-    repository = runner["MODELSERVE_IMAGE_REPOSITORY"].partition("/")[0]
-    assert f'location = "{repository}"' in Path(runner["CONTAINERS_REGISTRIES_CONF"]).read_text()
+    assert runner["MODELSERVE_IMAGE_REPOSITORY"].partition("/")[0] == make_cluster.REGISTRY
+
+
+def test_images_are_pushed_without_tls(
+    make_cluster: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the settings that the tool writes; without them the same call ends at the handshake."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with oci_registry.serving(oci_registry.Registry("a:b")) as images:
+        command = ["skopeo", "list-tags", "--creds=a:b", f"docker://{images.address}/modelserve/flows"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert "TLS" in done.stderr
+        make_cluster.speak_plainly(images.address)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert "TLS" not in done.stderr
+        assert "404" in done.stderr, done.stderr
 
 
 def test_the_nodes_are_of_the_pools_that_are_asked_for() -> None:
