@@ -87,7 +87,7 @@ def test_the_built_image_takes_every_place_of_the_zeros(make_cluster: ModuleType
 def test_both_sides_mean_the_same_services(make_cluster: ModuleType) -> None:
     """Settings of the runner and of the pods, secrets and mapped ports are written in several files."""
     runner = make_cluster.runner()
-    pods = {}
+    pods: dict[str, str] = {}
     for name in ("cluster.env", "flows.env"):
         lines = (make_cluster.OVERLAY / name).read_text().splitlines()
         pods |= dict(line.split("=", 1) for line in lines)
@@ -186,3 +186,19 @@ def test_the_telemetry_is_the_one_of_infra(make_cluster: ModuleType) -> None:
     assert required
     assert required <= given
     assert (templates / "telemetry.yaml").is_file()
+
+
+def test_the_workflow_makes_the_cluster_and_tells_the_story() -> None:
+    """In this order, on nodes that know the registry; nothing of it may be skipped in silence."""
+    (job,) = yaml.safe_load((ROOT / ".github/workflows/e2e.yml").read_text())["jobs"].values()
+    (kind,) = [step["with"] for step in job["steps"] if step.get("uses", "").startswith("helm/kind-action@")]
+    assert kind["registry"] is True
+    assert {"cluster_name", "config"} <= set(kind)
+    commands = [step["run"] for step in job["steps"] if "run" in step and "if" not in step]
+    told = [
+        next(place for place, command in enumerate(commands) if part in command)
+        for part in ("make_cluster.py", "test_kubernetes_cluster.py", "test_promotion_on_cluster.py")
+    ]
+    assert told == sorted(told)
+    assert "$GITHUB_ENV" in commands[told[0]], "the story is skipped without the file that this names"
+    assert not [step for step in job["steps"] if "continue-on-error" in step]
