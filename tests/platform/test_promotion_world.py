@@ -25,7 +25,19 @@ from flows.traffic_rows import Selection
 from serving.models.flights import data, train
 from tests.free_ports import free_ports
 from tests.manifests.test_manifests import restricted
-from tests.manifests.validate import ROOT, problems_of
+from tests.manifests.test_network_policies import (
+    DNS,
+    GATEWAY,
+    MONITORING,
+    PREFECT,
+    PROGRAMS,
+    SERVER,
+    End,
+    network_policies,
+    passes,
+    pod,
+)
+from tests.manifests.validate import ROOT, TRIAL, problems_of
 from tests.platform import fake_kubernetes
 from tests.platform.fake_kubernetes import FakeKubernetes
 from tests.platform.kubernetes_world import DIGEST, kubernetes_platform, put_servers
@@ -79,6 +91,26 @@ def test_the_users_are_a_pod_that_the_namespace_admits() -> None:
     assert (program, module) == ("python", "flows.traffic")
     given = traffic._parser().parse_args(options)
     assert (given.model, given.repeat, given.rows) == (MODEL, True, Path("/rows/rows.parquet"))
+
+
+def test_the_policies_of_the_cluster_let_everything_through_that_the_story_needs() -> None:
+    """Of the overlay `kind`. Its services are pods, which a policy may name by address or by namespace."""
+    policies = network_policies(TRIAL)
+    services = (End(address="10.244.1.7"), End("managed"))
+
+    def reached(source: End, port: int) -> bool:
+        return any(passes(policies, source, service, port, "TCP") for service in services)
+
+    for program in PROGRAMS:
+        assert [port for port in (5432, 6379, 8333) if not reached(program, port)] == []
+        assert passes(policies, program, PREFECT, 4200, "TCP")
+        assert passes(policies, program, SERVER, 8080, "TCP")
+    assert reached(SERVER, 6379)
+    assert not reached(SERVER, 8333), "servers have their bundle in their image"
+    assert passes(policies, pod(FLOWS, name=CLIENT), GATEWAY, 80, "TCP")
+    assert passes(policies, pod(FLOWS, name=CLIENT), DNS, 53, "UDP")
+    assert not passes(policies, pod(FLOWS, name=CLIENT), GATEWAY, 8443, "TCP")
+    assert passes(policies, MONITORING, SERVER, 15020, "TCP")
 
 
 class Gateway(ThreadingHTTPServer):
