@@ -37,6 +37,7 @@ FACTS = {"replicas": "1", "metrics_retention": "1d", "database.host": "unused", 
 """What infra/addons fills into the values; the database is of parts that are switched off here."""
 REGISTRY = "kind-registry:5000"
 FLOWS = f"{REGISTRY}/modelserve/flows"
+PUBLISH = [sys.executable, str(REPOSITORY / ".github" / "tools" / "publish_flows.py"), FLOWS, "kind"]
 NOT_BUILT = f"{FLOWS}@sha256:{'0' * 64}"
 """The image of the flows in the overlay, until this program puts the built one there."""
 BUCKET = "modelserve"
@@ -159,8 +160,7 @@ def main(folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     settings = runner()
     speak_plainly(REGISTRY)
-    published = output([sys.executable, str(REPOSITORY / ".github/tools/publish_flows.py"), FLOWS, "kind"])
-    image = published.strip().removeprefix("image=")
+    image = output(PUBLISH).strip().removeprefix("image=")
 
     run(["kubectl", "apply", "-k", str(OVERLAY / "managed")])
     for command in rollouts("managed", "postgres", "redis", "s3"):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +18,7 @@ import yaml
 from flows.settings import Settings
 from tests.free_ports import free_ports
 from tests.integration import oci_registry
+from tests.platform.promotion_world import read_settings
 from tests.workflows.test_tools import tool
 
 ROOT = Path(__file__).parents[2]
@@ -146,35 +149,88 @@ def test_the_services_are_of_the_versions_that_stand_elsewhere(make_cluster: Mod
     assert f"image: chrislusf/seaweedfs:{pin}\n" in (managed / "s3.yaml").read_text()
 
 
-def test_the_s3_server_knows_its_options_and_takes_the_bucket(
-    make_cluster: ModuleType, tmp_path: Path
-) -> None:
+@pytest.fixture
+def s3(make_cluster: ModuleType, tmp_path: Path) -> Iterator[str]:
     """The very command of the pod, with paths and ports of this machine."""
     documents = yaml.safe_load_all((make_cluster.OVERLAY / "managed" / "s3.yaml").read_text())
     (container,) = next(documents)["spec"]["template"]["spec"]["containers"]
+    (tmp_path / "s3").mkdir()
     master, volume, filer, s3, *grpc = free_ports(8)
-    given = [*container["command"][1:], *container["args"]]
-    given = [
-        word.replace("/data", str(tmp_path))
-        .replace("/etc/s3", str(make_cluster.OVERLAY / "managed"))
-        .replace("=0.0.0.0", "=127.0.0.1")
-        .replace("=8333", f"={s3}")
-        for word in given
+    here = {
+        "/data": str(tmp_path / "s3"),
+        "/etc/s3": str(make_cluster.OVERLAY / "managed"),
+        "=0.0.0.0": "=127.0.0.1",
+        "=8333": f"={s3}",
+    }
+    given = "\n".join([*container["command"][1:], *container["args"]])
+    for there, word in here.items():
+        assert there in given
+        given = given.replace(there, word)
+    ports = [f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}"]
+    for part, port in zip(("master", "volume", "filer", "s3"), grpc, strict=True):
+        ports.append(f"-{part}.port.grpc={port}")
+    with (tmp_path / "s3.log").open("wb") as log:
+        server = subprocess.Popen([WEED, *given.split("\n"), *ports], stdout=log, stderr=log, cwd=tmp_path)
+    yield f"http://127.0.0.1:{s3}"
+    server.kill()
+    server.wait()
+
+
+PRETENDED = """\
+#!{python}
+import pathlib, subprocess, sys
+name, *given = pathlib.Path(sys.argv[0]).name, *sys.argv[1:]
+if name == "kubectl" and given[0] == "kustomize":
+    raise SystemExit(subprocess.run(["{kubectl}", *given]).returncode)
+with open("{calls}", "a") as calls:
+    calls.write(" ".join([name, *given]) + "\\n")
+if name == "helm" and given[0] == "template":
+    print("kind: Telemetry")
+elif given[-1] == "-":
+    with open("{applied}", "a") as applied:
+        applied.write(sys.stdin.read() + "---\\n")
+"""
+
+
+def test_the_tool_does_everything_in_order_and_again(
+    make_cluster: ModuleType,
+    s3: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Everything is real but the cluster behind helm and kubectl, and the image, which is not built."""
+    calls, applied, programs = (tmp_path / name for name in ("calls", "applied", "bin"))
+    programs.mkdir()
+    for name in ("helm", "kubectl"):
+        text = PRETENDED.format(python=sys.executable, kubectl=KUBECTL, calls=calls, applied=applied)
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    image = f"{make_cluster.FLOWS}@sha256:{'7' * 64}"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(programs), prepend=os.pathsep)
+    monkeypatch.setattr(make_cluster, "PUBLISH", ["echo", f"image={image}"])
+    settings = make_cluster.runner() | {"AWS_ENDPOINT_URL": s3}
+    monkeypatch.setattr(make_cluster, "runner", lambda: settings)
+
+    file = make_cluster.main(tmp_path / "cluster")
+    assert read_settings(file) == settings
+    first = calls.read_text().splitlines()
+    made = [re.sub(r"^(helm \S+|kubectl \S+) (?:--install )?(\S+).*", r"\1 \2", line) for line in first]
+    assert made[0] == "kubectl apply -k"
+    assert [line for line in made if line.startswith("helm upgrade")] == [
+        f"helm upgrade {name}" for name in make_cluster.CHARTS
     ]
-    given += [f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}"]
-    given += [
-        f"-{part}.port.grpc={port}"
-        for part, port in zip(("master", "volume", "filer", "s3"), grpc, strict=True)
-    ]
-    settings = make_cluster.runner() | {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{s3}"}
-    with (tmp_path / "log").open("wb") as log:
-        server = subprocess.Popen([WEED, *given], stdout=log, stderr=log, cwd=tmp_path)
-    try:
-        make_cluster.make_bucket(settings)
-        make_cluster.make_bucket(settings)  # as a second run does
-    finally:
-        server.kill()
-        server.wait()
+    assert made.index("helm upgrade prefect-server") < made.index("helm template modelserve-platform")
+    assert first[-1].startswith("kubectl rollout status deployment/alert-receiver -n modelserve-system")
+    manifests = [thing for thing in yaml.safe_load_all(applied.read_text()) if thing]
+    assert manifests[0] == {"kind": "Telemetry"}
+    assert {"NetworkPolicy", "PodMonitor", "Secret"} <= {thing["kind"] for thing in manifests}
+    assert applied.read_text().count(image) == 6
+
+    assert make_cluster.main(tmp_path / "cluster") == file
+    assert calls.read_text().splitlines() == first * 2
+    assert capfd.readouterr().out == "", "its output is what a workflow puts into the environment"
 
 
 def test_the_telemetry_is_the_one_of_infra(make_cluster: ModuleType) -> None:
