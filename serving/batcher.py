@@ -1,8 +1,11 @@
 """Zero-wait, work-conserving batching in front of one model.
 
-There is no timer that collects a batch. Requests of one tick of the event loop go together; while a batch
-runs, arrivals queue; when it ends, the next one starts at once with what is there. Rows are counted, not
-requests. A request larger than a batch is split and joined again.
+There is no timer that collects a batch. A batch starts when the event loop has nothing more to bring: each of
+its turns reads what has arrived, and after a few turns without another row (5 us each when the loop is idle)
+the model runs. So a lone request does not wait, and a busy loop makes large batches, whose fixed cost (calls,
+weights that have left the cache) is shared. While a batch runs in the model's thread, arrivals queue; when it
+ends, the next one starts at once with what is there. Rows are counted, not requests. A request larger than a
+batch is split and joined again.
 
 Two lanes: `online` for requests that a client waits for, `background` for jobs. Background rows run when no
 online row waits, in batches of at most 20 ms, and fill up online batches by as much.
@@ -32,6 +35,8 @@ from serving.spec import BatchingSpec
 
 logger = logging.getLogger("serving.batcher")
 
+_QUIET_TURNS = 4
+"""Of the event loop. With one, lookups in Redis that are about to come back are missed."""
 _SWEEP_SECONDS = 0.02
 _INLINE_GIVES_UP_SECONDS = 0.01
 _INLINE_SLOW_BATCHES = 5
@@ -111,6 +116,8 @@ class Batcher:
         self._clock = time.monotonic
         self._active: list[Entry] = []
         self._scheduled = False
+        self._quiet_turns = self._seen_rows = 0
+        self._gather_until = 0.0
         self._running = False
         self._started = 0.0
         self._running_rows = 0
@@ -212,10 +219,29 @@ class Batcher:
     def _wake(self) -> None:
         if not self._scheduled and not self._running:
             self._scheduled = True
-            self._loop.call_soon(self._flush)
+            self._quiet_turns = self._seen_rows = 0
+            self._gather_until = self._clock() + self.cost.seconds(self._spec.max_rows)
+            self._loop.call_soon(self._gather)
         if not self._sweeping:
             self._sweeping = True
             self._loop.call_later(_SWEEP_SECONDS, self._sweep)
+
+    def _gather(self) -> None:
+        """Once a turn of the loop. Start when the turns bring nothing more, when the batch is full, or when
+        gathering has taken as long as a full batch would."""
+        rows = self.pending_rows
+        if rows != self._seen_rows:
+            self._quiet_turns, self._seen_rows = 0, rows
+        else:
+            self._quiet_turns += 1
+        if (
+            self._quiet_turns >= _QUIET_TURNS
+            or rows >= self._spec.max_rows
+            or self._clock() > self._gather_until
+        ):
+            self._flush()
+        else:
+            self._loop.call_soon(self._gather)
 
     def _flush(self) -> None:
         self._scheduled = False

@@ -19,15 +19,15 @@ class Coalescer(Generic[Item, Found]):
 
     def __init__(self, flush: Callable[[list[Item]], Awaitable[Sequence[Found]]]) -> None:
         self._flush = flush
+        self._loop = asyncio.get_running_loop()
         self._waiting: list[tuple[Sequence[Item], asyncio.Future[Sequence[Found]]]] = []
         self._task: asyncio.Task[None] | None = None
 
     def ask(self, items: Sequence[Item]) -> asyncio.Future[Sequence[Found]]:
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Sequence[Found]] = loop.create_future()
+        future: asyncio.Future[Sequence[Found]] = self._loop.create_future()
         self._waiting.append((items, future))
         if self._task is None:
-            self._task = loop.create_task(self._run())
+            self._task = self._loop.create_task(self._run())
         return future
 
     async def _run(self) -> None:

@@ -1,9 +1,9 @@
-"""The outermost ASGI application: what every request gets, and the short way for the hot ones.
+"""The outermost application: what every request gets, and the short way for the hot ones.
 
 Request id, metrics, logs, security headers and the last line of defence against exceptions are here. Hot
-routes go from here to the service without passing through FastAPI; with `SERVING_FAST_PATH=false` they take
-FastAPI's way and answer the same. No exception leaves this file: Starlette's last resort would close the
-connection, which a proxy reports as a failure of its own.
+routes go from here to the service without passing through FastAPI, and without ASGI where the request is
+whole; with `SERVING_FAST_PATH=false` they take FastAPI's way and answer the same. No exception leaves this
+file: Starlette's last resort would close the connection, which a proxy reports as a failure of its own.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import os
 import re
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from serving.access import OPEN_ROUTES
 from serving.errors import Problem
 from serving.exchange import Answer, Call, Handler, Receive, Scope, Send, answered, problem_answer
 from serving.service import Service, State
 from serving.v2.routes import OpenInference, error_answer, is_infer, reporting
+from serving.whole import WholeRequest, header_lines
 
 logger = logging.getLogger("serving.access")
 
@@ -44,17 +45,18 @@ class Edge:
         self._make_inner = make_inner
         self._making: asyncio.Task[Application] | None = None
         self._inner: Application | None = None
-        self._fast: dict[str, Handler] = {}
-        self._probes: dict[str, Handler] = {}
+        self._short_ways: dict[tuple[bytes, bytes], Handler] = {}
+        self._infer: Handler | None = None
         if service.settings.fast_path:
-            self._fast["/predict"] = service.predict
-            self._probes = {
-                "/healthz": service.healthz,
-                "/readyz": service.readyz,
-                "/metrics": service.metrics,
+            self._short_ways = {
+                (b"POST", b"/predict"): service.predict,
+                (b"GET", b"/healthz"): service.healthz,
+                (b"GET", b"/readyz"): service.readyz,
+                (b"GET", b"/metrics"): service.metrics,
             }
-        self._infer = reporting(inference.infer) if service.settings.fast_path else None
+            self._infer = reporting(inference.infer)
         self._log_all = service.settings.access_log
+        self._own_lines = header_lines((service.version_header, *_SECURITY))
         self._prefix = os.urandom(8).hex()
         self._count = 0
 
@@ -63,9 +65,53 @@ class Edge:
             inner = await self._application()
             await inner(scope, receive, send)
             return
-        started = time.monotonic()
-        service, telemetry = self._service, self._telemetry
-        telemetry.in_flight += 1
+        call = self._begun(scope, receive)
+        status = 499
+        try:
+            refused = await self._refused(call)
+            handler = self.short_way(scope["method"].encode(), scope["raw_path"])
+            if handler is None and refused is None:
+                status = await self._long(call, send)
+            else:
+                answer = refused or await answered(cast(Handler, handler), call)
+                status = answer.status
+                if status != 499:
+                    answer.headers = (*answer.headers, *self._own_headers(call))
+                    await respond(answer, send)
+        finally:
+            self._ended(call, status)
+        if call.after is not None:
+            call.after()
+
+    def short_way(self, method: bytes, url: bytes) -> Handler | None:
+        """See WholeRequests."""
+        handler = self._short_ways.get((method, url))
+        if handler is None and method == b"POST" and b"?" not in url and b"%" not in url:
+            return self._infer if is_infer(url.decode("ascii", "replace")) else None
+        return handler
+
+    def whole(self, request: WholeRequest, handler: Handler) -> None:
+        """See WholeRequests."""
+        call = self._begun(request.scope, request.receive, request.body)
+        request.task = request.loop.create_task(self._whole(request, handler, call))
+
+    async def _whole(self, request: WholeRequest, handler: Handler, call: Call) -> None:
+        status = 499
+        try:
+            answer = await self._refused(call) or await answered(handler, call)
+            status = answer.status
+            if status == 499:
+                request.drop()
+            else:
+                own = b"x-request-id: %s\r\n%s" % (call.request_id.encode("ascii"), self._own_lines)
+                request.respond(answer, own, close=self._service.state is State.DRAINING)
+        finally:
+            self._ended(call, status)
+        if call.after is not None:
+            call.after()
+
+    def _begun(self, scope: Scope, receive: Receive, body: bytes | None = None) -> Call:
+        self._telemetry.in_flight += 1
         headers: dict[bytes, bytes] = dict(scope["headers"])
         given = headers.get(b"x-request-id")
         if given is not None and _REQUEST_ID.fullmatch(given):
@@ -73,40 +119,24 @@ class Edge:
         else:
             self._count += 1
             request_id = f"{self._prefix}{self._count:08x}"
-        call = Call(scope, receive, headers, request_id, started)
-        path: str = scope["path"]
-        status = 499
-        try:
-            handler = None
-            if scope["method"] == "POST":
-                handler = self._fast.get(path)
-                if handler is None and is_infer(path):
-                    handler = self._infer
-            elif scope["method"] == "GET":
-                handler = self._probes.get(path)
-            refused = await self._refused(call, path) if service.guarded and path not in OPEN_ROUTES else None
-            if refused is not None:
-                status = refused.status
-                refused.headers = (*refused.headers, *self._own_headers(call))
-                await respond(refused, send)
-            elif handler is not None:
-                status = await self._short(handler, call, send)
-            else:
-                status = await self._long(call, send)
-        finally:
-            telemetry.in_flight -= 1
-            seconds = time.monotonic() - started
-            telemetry.request(route_label(path), status, seconds)
-            if call.problem is not None:
-                telemetry.count("rejected", 1, call.problem.reason)
-            if status >= 500 or self._log_all:
-                self._log(call, status, seconds)
-            if service.tracer is not None:
-                trace = service.tracer.finished(call, route_label(path), status, seconds)
-                if trace is not None:
-                    telemetry.traced(route_label(path), seconds, trace, time.time())
-        if call.after is not None:
-            call.after()
+        return Call(scope, receive, headers, request_id, time.monotonic(), body)
+
+    def _ended(self, call: Call, status: int) -> None:
+        """Count it, log it, trace it."""
+        telemetry = self._telemetry
+        telemetry.in_flight -= 1
+        seconds = time.monotonic() - call.started
+        route = route_label(call.scope["path"])
+        telemetry.request(route, status, seconds)
+        if call.problem is not None:
+            telemetry.count("rejected", 1, call.problem.reason)
+        if status >= 500 or self._log_all:
+            self._log(call, status, seconds)
+        tracer = self._service.tracer
+        if tracer is not None:
+            trace = tracer.finished(call, route, status, seconds)
+            if trace is not None:
+                telemetry.traced(route, seconds, trace, time.time())
 
     async def prepare(self) -> None:
         """Make FastAPI's part ready before anybody asks for it."""
@@ -121,8 +151,11 @@ class Edge:
             self._inner = await asyncio.shield(self._making)
         return self._inner
 
-    async def _refused(self, call: Call, path: str) -> Answer | None:
+    async def _refused(self, call: Call) -> Answer | None:
         """The refusal for a client that may not ask; None for one that may."""
+        path = call.scope["path"]
+        if not self._service.guarded or path in OPEN_ROUTES:
+            return None
         try:
             await self._service.admit(call)
         except Problem as problem:
@@ -130,25 +163,6 @@ class Edge:
             form = error_answer if path.startswith("/v2") else problem_answer
             return form(problem, call.request_id)
         return None
-
-    async def _short(self, handler: Handler, call: Call, send: Send) -> int:
-        answer = await answered(handler, call)
-        if answer.status == 499:
-            return 499
-        await send(
-            {
-                "type": "http.response.start",
-                "status": answer.status,
-                "headers": [
-                    (b"content-type", answer.content_type),
-                    (b"content-length", b"%d" % len(answer.body)),
-                    *answer.headers,
-                    *self._own_headers(call),
-                ],
-            }
-        )
-        await send({"type": "http.response.body", "body": answer.body})
-        return answer.status
 
     async def _long(self, call: Call, send: Send) -> int:
         """Through FastAPI, adding our headers to whatever it answers."""

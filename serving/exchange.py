@@ -45,11 +45,19 @@ class Answer:
 class Call:
     """A request as the handlers see it. `started` is on the clock of time.monotonic."""
 
-    __slots__ = ("after", "client", "headers", "problem", "receive", "request_id", "scope", "started")
+    __slots__ = ("after", "body", "client", "headers", "problem", "receive", "request_id", "scope", "started")
 
     def __init__(
-        self, scope: Scope, receive: Receive, headers: dict[bytes, bytes], request_id: str, started: float
+        self,
+        scope: Scope,
+        receive: Receive,
+        headers: dict[bytes, bytes],
+        request_id: str,
+        started: float,
+        body: bytes | None = None,
     ) -> None:
+        self.body = body
+        """The whole body where it is here already; None where it must be received."""
         self.scope = scope
         self.receive = receive
         self.headers = headers
@@ -114,6 +122,10 @@ class BodyReader:
 
     async def read(self, call: Call, limit: int) -> bytes:
         """The body. TooLarge by Content-Length before reading and by counting; SlowBody; ClientGone."""
+        if call.body is not None:
+            if len(call.body) > limit:
+                raise self._too_large(limit)
+            return call.body
         declared = call.headers.get(b"content-length")
         # The HTTP parser has checked that it is a number.
         if declared is not None and int(declared) > limit:

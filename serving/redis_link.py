@@ -74,7 +74,7 @@ class RedisLink:
         if self._open or self._wire is None:
             raise RedisAbsent("the circuit is open")
         reply = self._wire.send(packed)
-        timer = asyncio.get_running_loop().call_later(seconds, self._late, reply)
+        timer = self._wire.loop.call_later(seconds, self._late, reply)
         try:
             return await reply
         except self._errors as error:

@@ -38,14 +38,14 @@ class RedisWire(asyncio.Protocol):
     """Made by `opened`. Replies come in the order of the commands; whoever stops waiting disturbs nobody."""
 
     def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._waiting: deque[asyncio.Future[Any]] = deque()
         self._buffer = b""
 
     def send(self, command: bytes) -> asyncio.Future[Any]:
         """The reply of one packed command: bytes, int, None or a list of these. OSError, RedisRefused."""
-        future: asyncio.Future[Any] = self._loop.create_future()
+        future: asyncio.Future[Any] = self.loop.create_future()
         if self._transport is None:
             future.set_exception(ConnectionResetError("the connection to redis is closed"))
             return future

@@ -20,6 +20,7 @@ from serving.errors import StartupError
 from serving.rows import Array
 from serving.runtimes.devices import choose_device, cpu_quota
 from serving.runtimes.handler import import_handler
+from serving.runtimes.layout import lay_out
 from serving.spec import ModelFile, RuntimeSpec
 
 _ONE_THREAD_BELOW_SECONDS = 0.003
@@ -39,6 +40,8 @@ class PyTorchRuntime:
         self._names = [column.name for column in model.signature.outputs]
         self._dtype = None if spec.dtype == "float32" else getattr(torch, spec.dtype)
         module = self._load(spec, folder)
+        if self._device == "cpu" and isinstance(module, torch.nn.Module):
+            lay_out(module)
         self._module = torch.compile(module, dynamic=True) if spec.compile else module
         self._plain = self._device == "cpu" and self._dtype is None
 
