@@ -35,8 +35,8 @@ from serving.spec import BatchingSpec
 
 logger = logging.getLogger("serving.batcher")
 
-_QUIET_TURNS = 4
-"""Of the event loop. With one, lookups in Redis that are about to come back are missed."""
+_QUIET_TURNS = 2
+"""Of the event loop: what a turn reads becomes rows in the next one."""
 _SWEEP_SECONDS = 0.02
 _INLINE_GIVES_UP_SECONDS = 0.01
 _INLINE_SLOW_BATCHES = 5
@@ -131,6 +131,8 @@ class Batcher:
         """Online rows that wait or run: the signal for autoscalers."""
         self.pending_bytes = 0
         self.background_rows = 0
+        self._announced = 0
+        self._parked: asyncio.TimerHandle | None = None
 
     @property
     def inline(self) -> bool:
@@ -171,6 +173,14 @@ class Batcher:
         self._online.append(entry)
         self._wake()
         return entry.future
+
+    def announce(self, requests: int) -> None:
+        """So many requests may submit rows very soon (they are being looked up): a batch that is gathering
+        waits for them, though no longer than a full batch takes. Negative: so many have been looked up."""
+        self._announced += requests
+        if self._parked is not None and self._announced <= 0:
+            self._parked.cancel()
+            self._unpark()
 
     async def background(self, payload: Payload) -> list[Result | Problem]:
         """Run rows when no online row waits; one outcome a row. Waits while two batches are queued."""
@@ -234,14 +244,21 @@ class Batcher:
             self._quiet_turns, self._seen_rows = 0, rows
         else:
             self._quiet_turns += 1
-        if (
-            self._quiet_turns >= _QUIET_TURNS
-            or rows >= self._spec.max_rows
-            or self._clock() > self._gather_until
-        ):
+        left = self._gather_until - self._clock()
+        if rows >= self._spec.max_rows or left <= 0:
             self._flush()
-        else:
+        elif self._quiet_turns < _QUIET_TURNS:
             self._loop.call_soon(self._gather)
+        elif self._announced > 0:
+            self._parked = self._loop.call_later(left, self._unpark)
+        else:
+            self._flush()
+
+    def _unpark(self) -> None:
+        """What was announced has come, or takes too long: look around once more."""
+        self._parked = None
+        self._quiet_turns = 0
+        self._loop.call_soon(self._gather)
 
     def _flush(self) -> None:
         self._scheduled = False

@@ -2,7 +2,8 @@
 
 Each row is cached by itself, so a request may be half cached. The key covers everything that decides the
 answer: model, version, the bundle's digest, the processing version, and the canonical bytes of the inputs.
-There is no invalidation: another bundle has other keys, and the rest is the time to live.
+There is no invalidation: another bundle has other keys, and the rest is the time to live. What this process
+has seen within the last second it does not ask for again.
 
 Redis may be gone or slow at any time. Then rows are computed as if nothing were cached.
 """
@@ -18,6 +19,7 @@ from serving.coalesce import Coalescer
 from serving.codec import Codec
 from serving.errors import Expired
 from serving.model import LoadedModel
+from serving.recent import RecentAnswers
 from serving.redis_link import RedisAbsent, RedisLink
 from serving.redis_wire import bulk, packed
 from serving.rows import Payload, Result
@@ -31,16 +33,28 @@ _STORE = b"for i, key in ipairs(KEYS) do redis.call('SET', key, ARGV[i], 'EX', A
 """One command for all writes of a while: building one for each would cost more than the prediction."""
 _MGET, _EVAL, _SCRIPT = bulk(b"MGET"), bulk(b"EVAL"), bulk(_STORE)
 _DIGEST_BYTES = 20
+_RECENT_SECONDS = 1.0
+"""By so much an answer from Redis may outlive its time there."""
 _FIRST = (0,)
 Compute = Callable[[Payload, Sequence[int]], Awaitable[Result]]
 """Runs some rows of a request; told which rows of it they are."""
 
 
 class PredictionCache:
-    def __init__(self, link: RedisLink, loaded: LoadedModel, version: str, telemetry: Telemetry) -> None:
+    """`announce` tells the batcher how many requests are being looked up, and may soon need the model."""
+
+    def __init__(
+        self,
+        link: RedisLink,
+        loaded: LoadedModel,
+        version: str,
+        telemetry: Telemetry,
+        announce: Callable[[int], None],
+    ) -> None:
         spec = loaded.spec
         self._loop = asyncio.get_running_loop()
         self._link = link
+        self._announce = announce
         self._codec: Codec = loaded.codec
         self._spec = spec.serving.cache
         self._telemetry = telemetry
@@ -50,6 +64,7 @@ class PredictionCache:
         prefix = f"predictions:{spec.name}-v{version}:".encode()
         # All keys have one length, so the part before the digest is packed once for all of them.
         self._head = b"$%d\r\n%s" % (len(prefix) + _DIGEST_BYTES, prefix)
+        self._recent = RecentAnswers(_RECENT_SECONDS)
         self._lookups: Coalescer[bytes, bytes | None] = Coalescer(self._fetch)
         self._writes: list[tuple[bytes, bytes]] = []
         self._writer: asyncio.Task[None] | None = None
@@ -67,6 +82,10 @@ class PredictionCache:
         """Each row's prediction as JSON, and whether none had to be computed for this request."""
         if payload.count == 1:
             key = self.key(payload, 0)
+            recent = self._recent.get(key)
+            if recent is not None:
+                self._telemetry.count("cache_hits")
+                return [recent], True
             if key not in self._flying:
                 return await self._single(key, payload, compute)
             keys = [key]
@@ -85,6 +104,7 @@ class PredictionCache:
         try:
             [fragment] = await self._lookups.ask((key,))
             if fragment is not None:
+                self._recent.put(key, fragment)
                 self._telemetry.count("cache_hits")
                 return [fragment], True
             [fragment] = self._codec.fragments(await compute(payload, _FIRST))
@@ -102,6 +122,9 @@ class PredictionCache:
         theirs: list[tuple[int, asyncio.Future[bytes]]] = []
         flying = self._flying
         for row, key in enumerate(keys):
+            answers[row] = self._recent.get(key)
+            if answers[row] is not None:
+                continue
             under_way = flying.get(key)
             if under_way is not None:
                 theirs.append((row, under_way))
@@ -118,6 +141,7 @@ class PredictionCache:
                         missing.append(row)
                     else:
                         answers[row] = found
+                        self._recent.put(keys[row], found)
                         self._land(keys[row], found)
             if missing:
                 await self._compute(payload, missing, keys, answers, compute)
@@ -151,8 +175,11 @@ class PredictionCache:
             self._keep(keys[row], fragment)
 
     def _keep(self, key: bytes, fragment: bytes) -> None:
-        """Write it to Redis, some time soon."""
-        if len(fragment) <= self._spec.max_value_bytes and len(self._writes) < _MOST_WAITING_WRITES:
+        """Remember it, and write it to Redis some time soon."""
+        if len(fragment) > self._spec.max_value_bytes:
+            return
+        self._recent.put(key, fragment)
+        if len(self._writes) < _MOST_WAITING_WRITES:
             self._writes.append((key, fragment))
             if self._writer is None:
                 self._writer = self._loop.create_task(self._write())
@@ -178,6 +205,7 @@ class PredictionCache:
         return True
 
     async def _fetch(self, keys: list[bytes]) -> Sequence[bytes | None]:
+        self._announce(len(keys))
         try:
             command = packed([_MGET, *keys])
             found: list[bytes | None] = await self._link.command(command, self._spec.timeout_seconds)
@@ -185,6 +213,8 @@ class PredictionCache:
         except RedisAbsent:
             self._telemetry.count("cache_errors")
             return [None] * len(keys)
+        finally:
+            self._announce(-len(keys))
 
     async def _write(self) -> None:
         try:

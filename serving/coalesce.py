@@ -9,12 +9,16 @@ from typing import Generic, TypeVar
 Item = TypeVar("Item")
 Found = TypeVar("Found")
 
+_QUIET_TURNS = 2
+_MOST_GATHERED = 64
+
 
 class Coalescer(Generic[Item, Found]):
     """`ask(items)` gives one result an item, in order; `flush` gets the items of everybody who asked.
 
-    Zero-wait as the batcher: the first question of a tick sends at its end; while a round trip is under way,
-    questions gather for the next one. `flush` must not raise.
+    Zero-wait as the batcher: a round trip starts when the turns of the event loop bring no more questions.
+    While one is under way, questions gather for the next. Waking the other process costs as much as several
+    predictions, and is the same for one question as for thirty. `flush` must not raise.
     """
 
     def __init__(self, flush: Callable[[list[Item]], Awaitable[Sequence[Found]]]) -> None:
@@ -30,9 +34,18 @@ class Coalescer(Generic[Item, Found]):
             self._task = self._loop.create_task(self._run())
         return future
 
+    async def _gathered(self) -> None:
+        """Go on when a few turns of the loop have brought nothing, or when there is enough for one trip."""
+        seen = quiet = 0
+        while quiet < _QUIET_TURNS and seen < _MOST_GATHERED:
+            await asyncio.sleep(0)
+            quiet = quiet + 1 if len(self._waiting) == seen else 0
+            seen = len(self._waiting)
+
     async def _run(self) -> None:
         try:
             while self._waiting:
+                await self._gathered()
                 waiting, self._waiting = self._waiting, []
                 results = await self._flush([item for items, _ in waiting for item in items])
                 start = 0

@@ -154,7 +154,9 @@ class Service:
                     telemetry,
                 )
             if spec.serving.cache.enabled:
-                self._cache = PredictionCache(self.link, loaded, settings.version, telemetry)
+                self._cache = PredictionCache(
+                    self.link, loaded, settings.version, telemetry, batcher.announce
+                )
             if settings.rate_limit:
                 self._rate = RateLimit(self.link, spec.name, settings.rate_limit)
         if settings.shadow_url is not None and settings.shadow_share > 0:
