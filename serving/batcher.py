@@ -117,7 +117,7 @@ class Batcher:
         self._active: list[Entry] = []
         self._scheduled = False
         self._quiet_turns = self._seen_rows = 0
-        self._gather_until = 0.0
+        self._gathering_since = 0.0
         self._running = False
         self._started = 0.0
         self._running_rows = 0
@@ -176,7 +176,7 @@ class Batcher:
 
     def announce(self, requests: int) -> None:
         """So many requests may submit rows very soon (they are being looked up): a batch that is gathering
-        waits for them, though no longer than a full batch takes. Negative: so many have been looked up."""
+        waits for them, though no longer than it will run. Negative: so many have been looked up."""
         self._announced += requests
         if self._parked is not None and self._announced <= 0:
             self._parked.cancel()
@@ -230,7 +230,7 @@ class Batcher:
         if not self._scheduled and not self._running:
             self._scheduled = True
             self._quiet_turns = self._seen_rows = 0
-            self._gather_until = self._clock() + self.cost.seconds(self._spec.max_rows)
+            self._gathering_since = self._clock()
             self._loop.call_soon(self._gather)
         if not self._sweeping:
             self._sweeping = True
@@ -238,13 +238,13 @@ class Batcher:
 
     def _gather(self) -> None:
         """Once a turn of the loop. Start when the turns bring nothing more, when the batch is full, or when
-        gathering has taken as long as a full batch would."""
+        gathering has taken as long as running what is there will."""
         rows = self.pending_rows
         if rows != self._seen_rows:
             self._quiet_turns, self._seen_rows = 0, rows
         else:
             self._quiet_turns += 1
-        left = self._gather_until - self._clock()
+        left = self._gathering_since + self.cost.seconds(rows) - self._clock()
         if rows >= self._spec.max_rows or left <= 0:
             self._flush()
         elif self._quiet_turns < _QUIET_TURNS:

@@ -86,6 +86,62 @@ def test_one_tick_is_one_batch_and_arrivals_gather_while_it_runs() -> None:
     play(scenario, seconds=0.05)
 
 
+def a_cost(seconds: float, most: int) -> BatchCost:
+    """As learned from batches that all took that long."""
+    cost = BatchCost()
+    for size in (1, most):
+        cost.observe(size, seconds)
+    return cost
+
+
+def test_a_batch_gathers_while_the_turns_of_the_loop_bring_rows() -> None:
+    async def scenario(batcher: Batcher, model: Doubler) -> None:
+        futures = []
+        for value in range(10):
+            futures.append(batcher.submit(rows(value), soon()))
+            await asyncio.sleep(0)
+        await asyncio.gather(*futures)
+        assert model.batches == [list(range(8)), [8, 9]]
+
+    play(scenario, mode="inline", max_rows=8, cost=a_cost(1.0, 8))
+
+
+def test_gathering_takes_no_longer_than_the_batch_will() -> None:
+    async def scenario(batcher: Batcher, model: Doubler) -> None:
+        futures = []
+        until = time.monotonic() + 0.2
+        while time.monotonic() < until:
+            futures.append(batcher.submit(rows(1), soon()))
+            await asyncio.sleep(0)
+        await asyncio.gather(*futures)
+        assert len(model.batches) > 10
+
+    play(scenario, mode="inline", max_rows=65_536, cost=a_cost(0.002, 8))
+
+
+def test_a_batch_waits_for_rows_that_are_announced() -> None:
+    async def scenario(batcher: Batcher, model: Doubler) -> None:
+        batcher.announce(2)
+        first = batcher.submit(rows(1), soon(60))
+        await asyncio.sleep(0.05)
+        assert not first.done()
+        second = batcher.submit(rows(2), soon(60))
+        batcher.announce(-2)
+        await asyncio.wait_for(asyncio.gather(first, second), 5)
+        assert model.batches == [[1, 2]]
+
+    play(scenario, mode="inline", cost=a_cost(10.0, 4))
+
+
+def test_announced_rows_that_do_not_come_cost_one_batch_at_most() -> None:
+    async def scenario(batcher: Batcher, model: Doubler) -> None:
+        batcher.announce(1)
+        assert answers(await asyncio.wait_for(batcher.submit(rows(1), soon()), 5)) == [2]
+        assert model.batches == [[1]]
+
+    play(scenario, mode="inline", cost=a_cost(0.01, 4))
+
+
 @pytest.mark.parametrize("mode", ["inline", "thread"])
 @settings(max_examples=30, deadline=None)
 @given(sizes=st.lists(st.integers(1, 11), min_size=1, max_size=12), poison=st.integers(0, 40))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import socket
+import threading
 import time
 from pathlib import Path
 
@@ -52,6 +54,94 @@ def test_pipelined_requests_are_answered_in_order(affine_server: ThreadedServer)
         places = [received.index(part) for part in (b"[[3.0,5.0,7.0]]", b"[[11.0,13.0,15.0]]", b"ok\n")]
         assert places == sorted(places)
         assert received.count(b"HTTP/1.1 200 OK") == 3
+
+
+def split(received: bytes) -> tuple[bytes, dict[bytes, bytes], bytes]:
+    """Status line, headers without those that differ from request to request, and body."""
+    head, _, body = received.partition(b"\r\n\r\n")
+    status, *lines = head.split(b"\r\n")
+    headers = dict(line.split(b": ", 1) for line in lines)
+    assert len(headers) == len(lines), "a header twice"
+    assert headers.pop(b"x-request-id")
+    assert headers.pop(b"date")
+    return status, headers, body
+
+
+CHUNKED = (
+    b"POST /predict HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+    b"8\r\n%s\r\n%x\r\n%s\r\n0\r\n\r\n" % (BODY[:8], len(BODY) - 8, BODY[8:])
+)
+
+
+@pytest.mark.parametrize("request_bytes", [PREDICT, CHUNKED, PREDICT.replace(b"3, 4]", b"3, x]")])
+def test_requests_that_arrive_whole_and_in_pieces_get_the_same_answer(
+    affine_server: ThreadedServer, request_bytes: bytes
+) -> None:
+    head, _, _ = request_bytes.partition(b"\r\n\r\n")
+    answers = []
+    for cuts in ([], [len(head) + 4], [len(head) + 9], [10, len(head), len(request_bytes) - 1]):
+        with connected(affine_server) as connection:
+            start = 0
+            for cut in [*cuts, len(request_bytes)]:
+                connection.sendall(request_bytes[start:cut])
+                start = cut
+                time.sleep(0.05 if cuts else 0)
+            answers.append(split(read_until(connection, b"}")))
+            # The connection is good for another one, which comes in one piece.
+            connection.sendall(PREDICT)
+            assert read_until(connection, b"7.0]]}").startswith(b"HTTP/1.1 200 OK\r\n")
+    status = b"HTTP/1.1 400 Bad Request" if b"x]" in request_bytes else b"HTTP/1.1 200 OK"
+    assert answers[0][0] == status
+    ids = [re.sub(rb'"request_id":"[^"]*"', b"", body) for _, _, body in answers]
+    assert len(set(ids)) == 1
+    assert all(answer[:2] == answers[0][:2] for answer in answers)
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        pytest.param(PREDICT.replace(b"HTTP/1.1", b"HTTP/1.0"), id="HTTP/1.0"),
+        pytest.param(PREDICT.replace(b"host: x", b"host: x\r\nconnection: close"), id="close"),
+    ],
+)
+def test_the_last_answer_of_a_connection_says_so(affine_server: ThreadedServer, request_bytes: bytes) -> None:
+    with connected(affine_server) as connection:
+        connection.sendall(request_bytes)
+        received = b"".join(iter(lambda: connection.recv(65536), b""))
+    status, headers, body = split(received)
+    assert status == b"HTTP/1.1 200 OK"
+    assert headers[b"connection"] == b"close"
+    assert body == b'{"predictions":[[3.0,5.0,7.0]]}'
+
+
+def test_a_broken_chunk_of_a_whole_request_is_a_400(affine_server: ThreadedServer) -> None:
+    with connected(affine_server) as connection:
+        connection.sendall(CHUNKED.replace(b"\r\n8\r\n", b"\r\nzz\r\n"))
+        received = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert received.startswith(b"HTTP/1.1 400 Bad Request")
+    assert received.count(b"HTTP/1.1") == 1
+
+
+def test_a_client_that_reads_late_gets_every_answer(affine_server: ThreadedServer) -> None:
+    """More answers than the sockets hold: the server waits, and neither grows nor loses one."""
+    count = 20_000
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.settimeout(30)
+        connection.connect(("127.0.0.1", affine_server.port))
+        writer = threading.Thread(target=lambda: connection.sendall(PREDICT * count))
+        writer.start()
+        time.sleep(0.5)
+        received, rest = 0, b""
+        while received < count:
+            part = connection.recv(1 << 20)
+            assert part, f"closed after {received} answers"
+            rest += part
+            found = rest.count(b"7.0]]}")
+            received += found
+            if found:
+                rest = rest[rest.rindex(b"7.0]]}") + 6 :]
+        writer.join()
 
 
 def test_a_client_that_waits_to_be_told_to_go_on(affine_server: ThreadedServer) -> None:

@@ -19,6 +19,8 @@ import redis
 from model_bundles import PEOPLE_SIGNATURE, affine, people, person
 from server_runs import free_port, threaded
 
+from serving.recent import RecentAnswers
+
 PATIENT = {"enabled": True, "timeout_seconds": 1.0}
 """These tests are about what is cached; on a busy machine Redis may be slower than the default patience."""
 
@@ -70,6 +72,49 @@ def test_equal_rows_are_computed_once(tmp_path: Path, redis_server: str, databas
         assert metric(client, "cache_misses_total") == 4
         ttl = database.ttl(database.keys("predictions:*")[0])
         assert 0 < ttl <= 300
+
+
+def test_another_replica_answers_from_redis_and_hot_rows_need_no_redis(
+    tmp_path: Path, redis_server: str, database: Any
+) -> None:
+    bundle = affine(tmp_path, cache=PATIENT)
+    with (
+        threaded(bundle, redis_url=redis_server) as one,
+        threaded(bundle, redis_url=redis_server) as other,
+        one.client() as client,
+        other.client() as neighbour,
+    ):
+        first = ask(client, [1, 2, 3, 4])
+        assert eventually(lambda: len(database.keys("predictions:*")) == 1)
+        again = ask(neighbour, [1, 2, 3, 4])
+        assert again.headers["x-cache"] == "hit"
+        assert again.content == first.content
+        database.flushdb()
+        assert ask(neighbour, [1, 2, 3, 4]).headers["x-cache"] == "hit"
+        assert eventually(lambda: "x-cache" not in ask(neighbour, [1, 2, 3, 4]).headers)
+
+
+def test_recent_answers_last_for_half_of_their_lifetime_at_least_and_the_whole_at_most() -> None:
+    now = 100.0
+    recent = RecentAnswers(1.0, lambda: now)
+    now = 100.49
+    recent.put(b"key", b"1")
+    now = 100.99
+    assert recent.get(b"key") == b"1"
+    now = 101.0
+    assert recent.get(b"key") is None
+    recent.put(b"other", b"2")
+    now = 200.0
+    assert recent.get(b"other") is None
+
+
+def test_recent_answers_are_bounded() -> None:
+    recent = RecentAnswers(1000.0)
+    for number in range(100):
+        recent.put(b"%d" % number, bytes(1 << 20))
+    kept = [number for number in range(100) if recent.get(b"%d" % number) is not None]
+    assert 8 <= len(kept) <= 18
+    assert kept == list(range(kept[0], 100))
 
 
 def test_another_release_never_answers_from_this_ones_cache(

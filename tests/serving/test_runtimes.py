@@ -19,6 +19,7 @@ from serving.errors import StartupError
 from serving.model import load_model
 from serving.rows import TensorPayload, TensorResult
 from serving.runtimes.devices import choose_device, cpu_quota
+from serving.runtimes.layout import lay_out
 from serving.runtimes.pytorch import detect_format
 from serving.settings import Settings
 
@@ -222,3 +223,44 @@ def test_a_runtime_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: p
     bundle = write_bundle(tmp_path, serving={"runtime": {"kind": "tensorflow", "file": "saved"}}, write=write)
     with pytest.raises(StartupError, match="'tensorflow'; install it"):
         load(bundle)
+
+
+class Tied(torch.nn.Module):
+    """Reads the last layer's weight as an embedding too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = torch.nn.Embedding(10, 8)
+        self.hidden = torch.nn.Linear(8, 8)
+        self.last = torch.nn.Linear(8, 10)
+        self.last.weight = self.embedding.weight
+
+    def forward(self, words: torch.Tensor) -> torch.Tensor:
+        answer: torch.Tensor = self.last(self.hidden(self.embedding(words)))
+        return answer
+
+
+@pytest.mark.parametrize("exported", [False, True])
+def test_only_weights_of_linear_layers_are_laid_out_and_the_answer_stays(exported: bool) -> None:
+    if not torch.backends.mkl.is_available():  # type: ignore[no-untyped-call]
+        pytest.skip("layouts are for the matrix library of x86 processors, which this torch does not have")
+    words = torch.tensor([[1, 2, 3]])
+    module: Any = Tied().eval()
+    if exported:
+        module = torch.export.export(module, (words,)).module()
+    before = module(words)
+    lay_out(module)
+    strides = {name: weight.stride() for name, weight in module.named_parameters() if weight.dim() == 2}
+    assert strides.pop("hidden.weight") == (1, 8)
+    assert set(strides.values()) == {(8, 1)}
+    assert torch.allclose(module(words), before, atol=1e-6)
+
+
+def test_a_transformer_answers_the_same_when_it_is_laid_out() -> None:
+    layer = torch.nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, dropout=0.0)
+    module = torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
+    rows = torch.rand(3, 5, 16)
+    with torch.inference_mode():
+        before = module(rows)
+        lay_out(module)
+        assert torch.allclose(module(rows), before, atol=1e-5)
