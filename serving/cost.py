@@ -12,9 +12,10 @@ _DECAY = 0.98
 class BatchCost:
     """Exponentially weighted least squares over (rows, seconds)."""
 
-    __slots__ = ("_n", "_nn", "_ns", "_s", "_weight")
+    __slots__ = ("_line", "_n", "_nn", "_ns", "_s", "_weight")
 
     def __init__(self) -> None:
+        self._line: tuple[float, float] | None = (0.0, 0.0)
         self._weight = self._n = self._s = self._nn = self._ns = 0.0
 
     def observe(self, rows: int, seconds: float) -> None:
@@ -23,11 +24,15 @@ class BatchCost:
         self._s = self._s * _DECAY + seconds
         self._nn = self._nn * _DECAY + rows * rows
         self._ns = self._ns * _DECAY + rows * seconds
+        self._line = None
 
     def line(self) -> tuple[float, float]:
         """(a, b) in seconds a row and seconds a batch, neither negative; zeros before the first batch."""
-        if self._weight == 0.0:
-            return 0.0, 0.0
+        if self._line is None:
+            self._line = self._fitted()
+        return self._line
+
+    def _fitted(self) -> tuple[float, float]:
         mean_rows, mean_seconds = self._n / self._weight, self._s / self._weight
         variance = self._nn / self._weight - mean_rows * mean_rows
         if variance < 0.01 * mean_rows * mean_rows:

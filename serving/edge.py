@@ -105,6 +105,9 @@ class Edge:
             else:
                 own = b"x-request-id: %s\r\n%s" % (call.request_id.encode("ascii"), self._own_lines)
                 request.respond(answer, own, close=self._service.state is State.DRAINING)
+        except Exception as error:
+            logger.exception("request failed", extra={"request_id": call.request_id}, exc_info=error)
+            request.drop()
         finally:
             self._ended(call, status)
         if call.after is not None:

@@ -75,6 +75,7 @@ class GuardedProtocol(HttpToolsProtocol):
     _idle_since = 0.0
     _joining: JoiningTransport
     _handler: Handler | None = None
+    _method: bytes
     _body: list[bytes]
     _defaults: ClassVar[tuple[object, bytes]] = (None, b"")
     """uvicorn's own headers (the date), which it makes anew each second, and the same as lines."""
@@ -92,7 +93,7 @@ class GuardedProtocol(HttpToolsProtocol):
             # The rest is still on its way: ASGI's way knows how to wait for it.
             self._handler = None
             if not self.transport.is_closing():
-                super().on_headers_complete()
+                self._through_asgi()
                 for part in self._body:
                     super().on_body(part)
 
@@ -107,7 +108,8 @@ class GuardedProtocol(HttpToolsProtocol):
             self._idle_since = time.monotonic()
 
     def on_message_begin(self) -> None:
-        super().on_message_begin()
+        # What uvicorn does here, without the scope: that is made for requests that go through ASGI.
+        self.url, self.headers, self.expect_100_continue = b"", [], False
         self._idle_since = 0.0
         if self._head_since == 0.0:
             self._head_since = time.monotonic()
@@ -120,10 +122,18 @@ class GuardedProtocol(HttpToolsProtocol):
             and not self.expect_100_continue
             and not self.parser.should_upgrade()
         ):
-            self._handler = self._application.short_way(self.parser.get_method(), self.url)
+            self._method = self.parser.get_method()
+            self._handler = self._application.short_way(self._method, self.url)
             if self._handler is not None:
                 self._body = []
                 return
+        self._through_asgi()
+
+    def _through_asgi(self) -> None:
+        url, headers, expected = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.expect_100_continue = url, expected
+        self.headers += headers
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -138,9 +148,12 @@ class GuardedProtocol(HttpToolsProtocol):
             super().on_message_complete()
             return
         self._handler = None
-        scope = cast(dict[str, Any], self.scope)
-        scope["method"] = self.parser.get_method().decode("ascii")
-        scope["path"] = self.url.decode("ascii")
+        scope: dict[str, Any] = {
+            "method": self._method.decode("ascii"),
+            "path": self.url.decode("ascii"),
+            "headers": self.headers,
+            "client": self.client,
+        }
         keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
         body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         request = WholeRequest(self, scope, body, keep_alive, self._default_lines())

@@ -86,6 +86,8 @@ class WholeRequest:
             b"connection: close\r\n" if close and (b"connection", b"close") not in answer.headers else b"",
             body,
         )
+        # The connection keeps this object until its next request.
+        self.body = b""
         self.response_complete = True
         self._connection.write_answer(content, close=close)
 
