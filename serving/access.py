@@ -43,7 +43,7 @@ class ApiKeys:
             try:
                 if self._path.stat().st_mtime != self._changed:
                     self._read()
-            except (OSError, StartupError):
+            except (OSError, StartupError, UnicodeDecodeError):
                 pass  # a file in the middle of its rotation: the keys read last stay valid
         key = headers.get(b"x-api-key")
         if key is None:

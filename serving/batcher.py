@@ -35,8 +35,8 @@ from serving.spec import BatchingSpec
 
 logger = logging.getLogger("serving.batcher")
 
-_QUIET_TURNS = 2
-"""Of the event loop: what a turn reads becomes rows in the next one."""
+_QUIET_TURNS = 1
+"""Of the event loop."""
 _SWEEP_SECONDS = 0.02
 _INLINE_GIVES_UP_SECONDS = 0.01
 _INLINE_SLOW_BATCHES = 5
@@ -118,6 +118,7 @@ class Batcher:
         self._scheduled = False
         self._quiet_turns = self._seen_rows = 0
         self._gathering_since = 0.0
+        self._due = math.inf
         self._running = False
         self._started = 0.0
         self._running_rows = 0
@@ -172,6 +173,9 @@ class Batcher:
         self.pending_bytes += entry.size
         self._online.append(entry)
         self._wake()
+        self._due = min(self._due, deadline)
+        if self._parked is not None and self.pending_rows >= spec.max_rows:
+            self._unpark()
         return entry.future
 
     def announce(self, requests: int) -> None:
@@ -179,7 +183,6 @@ class Batcher:
         waits for them, though no longer than it will run. Negative: so many have been looked up."""
         self._announced += requests
         if self._parked is not None and self._announced <= 0:
-            self._parked.cancel()
             self._unpark()
 
     async def background(self, payload: Payload) -> list[Result | Problem]:
@@ -217,7 +220,7 @@ class Batcher:
 
     def close(self) -> None:
         """Fail what waits; the model thread ends after its current batch."""
-        for entry in (*self._online, *self._background):
+        for entry in (*self._online, *self._background, *self._active):
             _resolve(entry, Unavailable("the server stops", reason="draining", retry_after=1))
         self._online.clear()
         self._background.clear()
@@ -231,6 +234,7 @@ class Batcher:
             self._scheduled = True
             self._quiet_turns = self._seen_rows = 0
             self._gathering_since = self._clock()
+            self._due = math.inf
             self._loop.call_soon(self._gather)
         if not self._sweeping:
             self._sweeping = True
@@ -238,13 +242,14 @@ class Batcher:
 
     def _gather(self) -> None:
         """Once a turn of the loop. Start when the turns bring nothing more, when the batch is full, or when
-        gathering has taken as long as running what is there will."""
+        gathering has taken as long as running what is there will, or would let a deadline pass."""
         rows = self.pending_rows
         if rows != self._seen_rows:
             self._quiet_turns, self._seen_rows = 0, rows
         else:
             self._quiet_turns += 1
-        left = self._gathering_since + self.cost.seconds(rows) - self._clock()
+        takes = self.cost.seconds(rows)
+        left = min(self._gathering_since + takes, self._due - takes) - self._clock()
         if rows >= self._spec.max_rows or left <= 0:
             self._flush()
         elif self._quiet_turns < _QUIET_TURNS:
@@ -255,9 +260,12 @@ class Batcher:
             self._flush()
 
     def _unpark(self) -> None:
-        """What was announced has come, or takes too long: look around once more."""
-        self._parked = None
-        self._quiet_turns = 0
+        """What was announced has come, or takes too long, or there is enough without it."""
+        if self._parked is not None:
+            self._parked.cancel()
+            self._parked = None
+        # Who has been looked up becomes rows after this.
+        self._seen_rows = -1
         self._loop.call_soon(self._gather)
 
     def _flush(self) -> None:

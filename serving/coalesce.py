@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
@@ -11,6 +12,7 @@ Found = TypeVar("Found")
 
 _QUIET_TURNS = 2
 _MOST_GATHERED = 64
+_GATHER_SECONDS = 0.001
 
 
 class Coalescer(Generic[Item, Found]):
@@ -18,7 +20,8 @@ class Coalescer(Generic[Item, Found]):
 
     Zero-wait as the batcher: a round trip starts when the turns of the event loop bring no more questions.
     While one is under way, questions gather for the next. Waking the other process costs as much as several
-    predictions, and is the same for one question as for thirty. `flush` must not raise.
+    predictions, and is the same for one question as for thirty. What `flush` raises, each of
+    them gets.
     """
 
     def __init__(self, flush: Callable[[list[Item]], Awaitable[Sequence[Found]]]) -> None:
@@ -35,9 +38,10 @@ class Coalescer(Generic[Item, Found]):
         return future
 
     async def _gathered(self) -> None:
-        """Go on when a few turns of the loop have brought nothing, or when there is enough for one trip."""
+        """Go on when a few turns of the loop have brought nothing, or there is enough for one trip."""
         seen = quiet = 0
-        while quiet < _QUIET_TURNS and seen < _MOST_GATHERED:
+        until = time.monotonic() + _GATHER_SECONDS
+        while quiet < _QUIET_TURNS and seen < _MOST_GATHERED and time.monotonic() < until:
             await asyncio.sleep(0)
             quiet = quiet + 1 if len(self._waiting) == seen else 0
             seen = len(self._waiting)
@@ -47,7 +51,13 @@ class Coalescer(Generic[Item, Found]):
             while self._waiting:
                 await self._gathered()
                 waiting, self._waiting = self._waiting, []
-                results = await self._flush([item for items, _ in waiting for item in items])
+                try:
+                    results = await self._flush([item for items, _ in waiting for item in items])
+                except Exception as error:
+                    for _, future in waiting:
+                        if not future.done():
+                            future.set_exception(error)
+                    continue
                 start = 0
                 for items, future in waiting:
                     if not future.done():

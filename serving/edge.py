@@ -19,16 +19,18 @@ from typing import Any, cast
 
 from serving.access import OPEN_ROUTES
 from serving.errors import Problem
-from serving.exchange import Answer, Call, Handler, Receive, Scope, Send, answered, problem_answer
+from serving.exchange import Answer, Call, Handler, Receive, Scope, Send, answered, fault, problem_answer
 from serving.service import Service, State
 from serving.v2.routes import OpenInference, error_answer, is_infer, reporting
-from serving.whole import WholeRequest, header_lines
+from serving.whole import Steps, WholeRequest, header_lines
 
 logger = logging.getLogger("serving.access")
 
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _SECURITY = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
 _CLOSE = (b"connection", b"close")
+_ROUTED = re.compile(rb"[?%#]")
+"""Paths with one of these are for the router to read."""
 _INFER = re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?/infer")
 Application = Callable[[Scope, Receive, Send], Any]
 
@@ -86,29 +88,30 @@ class Edge:
     def short_way(self, method: bytes, url: bytes) -> Handler | None:
         """See WholeRequests."""
         handler = self._short_ways.get((method, url))
-        if handler is None and method == b"POST" and b"?" not in url and b"%" not in url:
+        if handler is None and method == b"POST" and not _ROUTED.search(url):
             return self._infer if is_infer(url.decode("ascii", "replace")) else None
         return handler
 
     def whole(self, request: WholeRequest, handler: Handler) -> None:
         """See WholeRequests."""
         call = self._begun(request.scope, request.receive, request.body)
-        request.task = request.loop.create_task(self._whole(request, handler, call))
+        Steps(self._whole(request, handler, call))
 
     async def _whole(self, request: WholeRequest, handler: Handler, call: Call) -> None:
         status = 499
         try:
-            answer = await self._refused(call) or await answered(handler, call)
+            try:
+                answer = await self._refused(call) or await answered(handler, call)
+            except Exception as error:
+                call.problem = fault(call, error)
+                answer = problem_answer(call.problem, call.request_id)
             status = answer.status
-            if status == 499:
-                request.drop()
-            else:
+            if status != 499:
                 own = b"x-request-id: %s\r\n%s" % (call.request_id.encode("ascii"), self._own_lines)
                 request.respond(answer, own, close=self._service.state is State.DRAINING)
-        except Exception as error:
-            logger.exception("request failed", extra={"request_id": call.request_id}, exc_info=error)
-            request.drop()
         finally:
+            if not request.response_complete:
+                request.drop()
             self._ended(call, status)
         if call.after is not None:
             call.after()
@@ -162,7 +165,7 @@ class Edge:
         try:
             await self._service.admit(call)
         except Problem as problem:
-            call.problem = problem
+            call.problem = problem.without_traceback()
             form = error_answer if path.startswith("/v2") else problem_answer
             return form(problem, call.request_id)
         return None
@@ -187,10 +190,11 @@ class Edge:
             inner = await self._application()
             await inner(call.scope, call.receive, adding)
         except Exception as error:
-            logger.exception("request failed", extra={"request_id": call.request_id}, exc_info=error)
+            call.problem = fault(call, error)
             if status == 499:
-                call.problem = Problem("the server failed; its log has the reason under this request id")
                 await respond(problem_answer(call.problem, call.request_id), adding)
+        finally:
+            del call.scope["serving.call"]
         return status
 
     def _own_headers(self, call: Call) -> list[tuple[bytes, bytes]]:

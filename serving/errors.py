@@ -24,7 +24,7 @@ Only the client's own mistakes are 4xx and every fault of the server is 5xx: the
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import orjson
 
@@ -57,6 +57,11 @@ class Problem(Exception):
         self.headers = headers
         if reason is not None:
             self.reason = reason
+
+    def without_traceback(self) -> Self:
+        """For keeping it: a traceback holds the frames, and they hold the request with its body."""
+        self.__traceback__ = self.__context__ = self.__cause__ = None
+        return self
 
     def body(self, request_id: str) -> bytes:
         content: dict[str, object] = {

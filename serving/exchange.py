@@ -96,11 +96,16 @@ async def answered(handler: Handler, call: Call) -> Answer:
     try:
         return await handler(call)
     except Problem as problem:
-        call.problem = problem
+        call.problem = problem.without_traceback()
     except Exception as error:
-        logger.exception("request failed", extra={"request_id": call.request_id}, exc_info=error)
-        call.problem = Problem("the server failed; its log has the reason under this request id")
+        call.problem = fault(call, error)
     return problem_answer(call.problem, call.request_id)
+
+
+def fault(call: Call, error: BaseException) -> Problem:
+    """What a client is told of an exception that nobody expected; the log is told all of it."""
+    logger.exception("request failed", extra={"request_id": call.request_id}, exc_info=error)
+    return Problem("the server failed; its log has the reason under this request id")
 
 
 def problem_answer(problem: Problem, request_id: str) -> Answer:

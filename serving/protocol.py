@@ -76,6 +76,7 @@ class GuardedProtocol(HttpToolsProtocol):
     _joining: JoiningTransport
     _handler: Handler | None = None
     _method: bytes
+    _head: list[tuple[bytes, bytes]]
     _body: list[bytes]
     _defaults: ClassVar[tuple[object, bytes]] = (None, b"")
     """uvicorn's own headers (the date), which it makes anew each second, and the same as lines."""
@@ -92,10 +93,15 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._handler is not None:
             # The rest is still on its way: ASGI's way knows how to wait for it.
             self._handler = None
+            parts, self._body = self._body, []
             if not self.transport.is_closing():
                 self._through_asgi()
-                for part in self._body:
+                for part in parts:
                     super().on_body(part)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._handler, self._body = None, []
 
     def on_response_complete(self) -> None:
         self._joining.flush()
@@ -115,7 +121,9 @@ class GuardedProtocol(HttpToolsProtocol):
             self._head_since = time.monotonic()
 
     def on_headers_complete(self) -> None:
-        self._head_since = 0.0
+        self._head_since = self._idle_since = 0.0
+        # What a chunked body's trailer names is no header of the request.
+        self._head, self.headers = self.headers, []
         if (
             (self.cycle is None or self.cycle.response_complete)
             and not self.flow.write_paused
@@ -130,11 +138,12 @@ class GuardedProtocol(HttpToolsProtocol):
         self._through_asgi()
 
     def _through_asgi(self) -> None:
-        url, headers, expected = self.url, self.headers, self.expect_100_continue
+        url, expected = self.url, self.expect_100_continue
         super().on_message_begin()
         self.url, self.expect_100_continue = url, expected
-        self.headers += headers
+        self.headers += self._head
         super().on_headers_complete()
+        self.headers = []
 
     def on_body(self, body: bytes) -> None:
         if self._handler is None:
@@ -151,18 +160,23 @@ class GuardedProtocol(HttpToolsProtocol):
         scope: dict[str, Any] = {
             "method": self._method.decode("ascii"),
             "path": self.url.decode("ascii"),
-            "headers": self.headers,
+            "headers": self._head,
             "client": self.client,
         }
         keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
-        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        parts, self._body = self._body, []
+        body = parts[0] if len(parts) == 1 else b"".join(parts)
         request = WholeRequest(self, scope, body, keep_alive, self._default_lines())
         self.cycle = cast(Any, request)
         self._application.whole(request, handler)
 
-    def write_answer(self, content: bytes, *, close: bool) -> None:
+    def write_answer(self, head: bytes, body: bytes, *, close: bool) -> None:
         if not self._transport.is_closing():
-            self._transport.write(content)
+            if len(body) > _JOIN_BYTES:
+                self._transport.write(head)
+                self._transport.write(body)
+            else:
+                self._transport.write(head + body)
             if close:
                 self._transport.close()
         self.on_response_complete()

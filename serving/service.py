@@ -197,6 +197,7 @@ class Service:
             await asyncio.to_thread(self.tracer.close)
         if self._batcher is not None:
             self._batcher.close()
+            await asyncio.sleep(0.01)  # who waited for the model is told so
         if self.link is not None:
             await self.link.close()
         if self._model is not None:

@@ -8,7 +8,7 @@ rows instead of 1178, and from 256 rows on both take the same. Shapes and values
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -17,25 +17,34 @@ Use = tuple[torch.nn.Parameter, bool]
 """A parameter, and whether it is read as the weight of a linear layer."""
 
 
-def lay_out(module: Any) -> None:
-    """Reorder the weights of the linear layers of an eager or exported module, in place.
+def lay_out(module: Any) -> Callable[[], None]:
+    """Reorder the weights of the linear layers of an eager or exported module in place; gives what undoes it.
 
-    A weight that something else reads too (an embedding tied to the last layer, say) is left alone.
+    A weight that something else reads too (an embedding tied to the last layer, say) is left alone. What
+    cannot be seen from outside is code that takes a layer's weight and reads it as contiguous memory.
     """
+    changed: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
+
+    def undo() -> None:
+        for parameter, data in changed:
+            parameter.data = data
+
     if not torch.backends.mkl.is_available():  # type: ignore[no-untyped-call]
-        return
+        return undo
     uses = list(_exported(module) if isinstance(module, torch.fx.GraphModule) else _eager(module))
     otherwise = {id(parameter) for parameter, linear in uses if not linear}
     for parameter, _ in uses:
         if id(parameter) not in otherwise and parameter.dtype is torch.float32 and parameter.is_contiguous():
+            changed.append((parameter, parameter.data))
             parameter.data = parameter.data.t().contiguous().t()
+    return undo
 
 
 def _eager(module: Any) -> Iterator[Use]:
     for part in module.modules():
         for name, parameter in part.named_parameters(recurse=False):
             if not (type(part) is torch.nn.Linear and name == "bias"):
-                yield parameter, type(part) is torch.nn.Linear
+                yield parameter, type(part) is torch.nn.Linear and name == "weight"
 
 
 def _exported(module: torch.fx.GraphModule) -> Iterator[Use]:

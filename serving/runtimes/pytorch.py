@@ -40,12 +40,15 @@ class PyTorchRuntime:
         self._names = [column.name for column in model.signature.outputs]
         self._dtype = None if spec.dtype == "float32" else getattr(torch, spec.dtype)
         module = self._load(spec, folder)
+        self._undo_layout: Callable[[], None] | None = None
         if self._device == "cpu" and isinstance(module, torch.nn.Module):
-            lay_out(module)
+            self._undo_layout = lay_out(module)
         self._module = torch.compile(module, dynamic=True) if spec.compile else module
         self._plain = self._device == "cpu" and self._dtype is None
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
+        if self._undo_layout is not None:
+            return self._run_first(self._undo_layout, inputs)
         # The number is kept by thread, and matrix products in a thread that has not said one take all CPUs.
         if getattr(self._settled, "threads", 0) != self._threads:
             torch.set_num_threads(self._threads)
@@ -57,6 +60,15 @@ class PyTorchRuntime:
                     return [answer.numpy()]
                 return [tensor.numpy() for tensor in self._ordered(answer)]
             return self._run_converted(inputs)
+
+    def _run_first(self, undo: Callable[[], None], inputs: Sequence[Array]) -> list[Array]:
+        """Code that reads a layer's weight as contiguous memory fails on ours: then it gets its own back."""
+        self._undo_layout = None
+        try:
+            return self.run(inputs)
+        except Exception:
+            undo()
+            return self.run(inputs)
 
     def tune(self, largest_batch: Callable[[], float]) -> None:
         """More threads inside one call only where they are measured to pay: they take CPU from the event

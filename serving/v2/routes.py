@@ -127,7 +127,7 @@ def reporting(handler: Handler) -> Handler:
         try:
             return await handler(call)
         except Problem as problem:
-            call.problem = problem
+            call.problem = problem.without_traceback()
             return error_answer(problem, call.request_id)
 
     return reported

@@ -86,12 +86,15 @@ def test_one_tick_is_one_batch_and_arrivals_gather_while_it_runs() -> None:
     play(scenario, seconds=0.05)
 
 
-def a_cost(seconds: float, most: int) -> BatchCost:
-    """As learned from batches that all took that long."""
-    cost = BatchCost()
-    for size in (1, most):
-        cost.observe(size, seconds)
-    return cost
+class Known(BatchCost):
+    """A batch takes that long, whatever is observed."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self._seconds = seconds
+
+    def line(self) -> tuple[float, float]:
+        return 0.0, self._seconds
 
 
 def test_a_batch_gathers_while_the_turns_of_the_loop_bring_rows() -> None:
@@ -103,7 +106,7 @@ def test_a_batch_gathers_while_the_turns_of_the_loop_bring_rows() -> None:
         await asyncio.gather(*futures)
         assert model.batches == [list(range(8)), [8, 9]]
 
-    play(scenario, mode="inline", max_rows=8, cost=a_cost(1.0, 8))
+    play(scenario, mode="inline", max_rows=8, cost=Known(1.0))
 
 
 def test_gathering_takes_no_longer_than_the_batch_will() -> None:
@@ -116,7 +119,7 @@ def test_gathering_takes_no_longer_than_the_batch_will() -> None:
         await asyncio.gather(*futures)
         assert len(model.batches) > 10
 
-    play(scenario, mode="inline", max_rows=65_536, cost=a_cost(0.002, 8))
+    play(scenario, mode="inline", max_rows=65_536, max_pending_rows=1_000_000, cost=Known(0.002))
 
 
 def test_a_batch_waits_for_rows_that_are_announced() -> None:
@@ -130,7 +133,7 @@ def test_a_batch_waits_for_rows_that_are_announced() -> None:
         await asyncio.wait_for(asyncio.gather(first, second), 5)
         assert model.batches == [[1, 2]]
 
-    play(scenario, mode="inline", cost=a_cost(10.0, 4))
+    play(scenario, mode="inline", cost=Known(10.0))
 
 
 def test_announced_rows_that_do_not_come_cost_one_batch_at_most() -> None:
@@ -139,7 +142,29 @@ def test_announced_rows_that_do_not_come_cost_one_batch_at_most() -> None:
         assert answers(await asyncio.wait_for(batcher.submit(rows(1), soon()), 5)) == [2]
         assert model.batches == [[1]]
 
-    play(scenario, mode="inline", cost=a_cost(0.01, 4))
+    play(scenario, mode="inline", cost=Known(0.01))
+
+
+def test_a_full_batch_waits_for_nothing_that_is_announced() -> None:
+    async def scenario(batcher: Batcher, model: Doubler) -> None:
+        batcher.announce(1)
+        first = batcher.submit(rows(1), soon(60))
+        await asyncio.sleep(0.05)
+        assert not first.done()
+        second = batcher.submit(rows(2, 3, 4), soon(60))
+        await asyncio.wait_for(asyncio.gather(first, second), 5)
+        assert model.batches == [[1, 2, 3, 4]]
+
+    play(scenario, mode="inline", cost=Known(10.0))
+
+
+def test_gathering_lets_no_deadline_pass() -> None:
+    async def scenario(batcher: Batcher, model: Doubler) -> None:
+        batcher.announce(1)
+        assert answers(await batcher.submit(rows(1), soon(1.2))) == [2]
+        assert model.batches == [[1]]
+
+    play(scenario, mode="inline", cost=Known(1.0))
 
 
 @pytest.mark.parametrize("mode", ["inline", "thread"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import socket
 import threading
@@ -11,6 +12,10 @@ from pathlib import Path
 import pytest
 from model_bundles import affine
 from server_runs import ThreadedServer, threaded
+
+from serving.exchange import Call
+from serving.protocol import GuardedProtocol
+from serving.whole import WholeRequest
 
 BODY = b'{"instances": [[1, 2, 3, 4]]}'
 PREDICT = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s" % (len(BODY), BODY)
@@ -120,6 +125,58 @@ def test_a_broken_chunk_of_a_whole_request_is_a_400(affine_server: ThreadedServe
         received = b"".join(iter(lambda: connection.recv(65536), b""))
     assert received.startswith(b"HTTP/1.1 400 Bad Request")
     assert received.count(b"HTTP/1.1") == 1
+
+
+def test_what_a_trailer_names_is_no_header(affine_server: ThreadedServer) -> None:
+    trailer = CHUNKED.removesuffix(b"\r\n") + b"x-request-id: from-the-trailer\r\n\r\n"
+    for cuts in ((len(trailer),), (len(trailer) - 60, len(trailer))):
+        with connected(affine_server) as connection:
+            start = 0
+            for cut in cuts:
+                connection.sendall(trailer[start:cut])
+                start = cut
+                time.sleep(0.05)
+            answer = read_until(connection, b"7.0]]}")
+            assert b"from-the-trailer" not in answer
+            assert answer.startswith(b"HTTP/1.1 200 OK")
+
+
+def kept(kind: type) -> list[object]:
+    """Objects of a class that live on although nobody should hold them, without a collection of circles."""
+    return [found for found in gc.get_objects() if type(found) is kind]
+
+
+@pytest.mark.parametrize("body", [BODY, BODY.replace(b"4]", b"x]"), b'{"instances": [[1, 2, 3, "x"]]}'])
+def test_nothing_of_a_request_outlives_its_connection(affine_server: ThreadedServer, body: bytes) -> None:
+    request = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
+    gc.collect()
+    gc.disable()
+    try:
+        before = {kind: len(kept(kind)) for kind in (GuardedProtocol, WholeRequest, Call)}
+        for _ in range(20):
+            with connected(affine_server) as connection:
+                connection.sendall(request)
+                read_until(connection, b"}")
+        until = time.monotonic() + 5
+        while time.monotonic() < until and any(len(kept(kind)) > count for kind, count in before.items()):
+            time.sleep(0.05)
+        assert {kind: len(kept(kind)) for kind in before} == before
+    finally:
+        gc.enable()
+
+
+def test_an_idle_connection_holds_no_body(affine_server: ThreadedServer) -> None:
+    padded = BODY + b" " * 100_000
+    request = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s" % (len(padded), padded)
+    with connected(affine_server) as connection:
+        connection.sendall(request)
+        read_until(connection, b"7.0]]}")
+        time.sleep(0.1)
+        held = [value for value in gc.get_objects() if type(value) is GuardedProtocol and value.cycle]
+        assert held
+        for protocol in held:
+            assert not getattr(protocol, "_body", None)
+            assert len(protocol.cycle.body) == 0
 
 
 def test_a_client_that_reads_late_gets_every_answer(affine_server: ThreadedServer) -> None:

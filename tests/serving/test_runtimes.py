@@ -256,6 +256,38 @@ def test_only_weights_of_linear_layers_are_laid_out_and_the_answer_stays(exporte
     assert torch.allclose(module(words), before, atol=1e-6)
 
 
+READS_WEIGHTS = """
+import torch
+
+
+class Reader(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(4, 3)
+
+    def forward(self, x):
+        return x @ self.layer.weight.view(12).view(3, 4).t() + self.layer.bias
+
+
+def build():
+    return Reader()
+"""
+
+
+def test_code_that_reads_a_weight_as_contiguous_memory_is_served_as_before(tmp_path: Path) -> None:
+    layer = torch.nn.Linear(4, 3)
+
+    def write(folder: Path) -> None:
+        torch.save({"layer.weight": layer.weight, "layer.bias": layer.bias}, folder / "model.pt")
+
+    runtime = {"kind": "pytorch", "file": "model.pt"}
+    files = {"handler.py": READS_WEIGHTS}
+    bundle = write_bundle(tmp_path, serving={"runtime": runtime}, files=files, write=write)
+    rows = [[1.0, 2.0, 3.0, 4.0]]
+    expected = layer(torch.tensor(rows)).detach().numpy()
+    np.testing.assert_allclose(run(bundle, rows), expected, rtol=1e-6)
+
+
 def test_a_transformer_answers_the_same_when_it_is_laid_out() -> None:
     layer = torch.nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, dropout=0.0)
     module = torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
