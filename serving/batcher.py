@@ -35,8 +35,9 @@ from serving.spec import BatchingSpec
 
 logger = logging.getLogger("serving.batcher")
 
-_QUIET_TURNS = 1
+_QUIET_TURNS = 2
 """Of the event loop."""
+_LONGEST_GATHERING = 0.01
 _SWEEP_SECONDS = 0.02
 _INLINE_GIVES_UP_SECONDS = 0.01
 _INLINE_SLOW_BATCHES = 5
@@ -117,7 +118,7 @@ class Batcher:
         self._active: list[Entry] = []
         self._scheduled = False
         self._quiet_turns = self._seen_rows = 0
-        self._gathering_since = 0.0
+        self._gather_until = 0.0
         self._due = math.inf
         self._running = False
         self._started = 0.0
@@ -180,7 +181,7 @@ class Batcher:
 
     def announce(self, requests: int) -> None:
         """So many requests may submit rows very soon (they are being looked up): a batch that is gathering
-        waits for them, though no longer than it will run. Negative: so many have been looked up."""
+        waits for them, though no longer than a full batch takes. Negative: so many have been looked up."""
         self._announced += requests
         if self._parked is not None and self._announced <= 0:
             self._unpark()
@@ -233,7 +234,8 @@ class Batcher:
         if not self._scheduled and not self._running:
             self._scheduled = True
             self._quiet_turns = self._seen_rows = 0
-            self._gathering_since = self._clock()
+            longest = min(_LONGEST_GATHERING, self.cost.seconds(self._spec.max_rows))
+            self._gather_until = self._clock() + longest
             self._due = math.inf
             self._loop.call_soon(self._gather)
         if not self._sweeping:
@@ -242,14 +244,13 @@ class Batcher:
 
     def _gather(self) -> None:
         """Once a turn of the loop. Start when the turns bring nothing more, when the batch is full, or when
-        gathering has taken as long as running what is there will, or would let a deadline pass."""
+        gathering has taken as long as a full batch would, or would let a deadline pass."""
         rows = self.pending_rows
         if rows != self._seen_rows:
             self._quiet_turns, self._seen_rows = 0, rows
         else:
             self._quiet_turns += 1
-        takes = self.cost.seconds(rows)
-        left = min(self._gathering_since + takes, self._due - takes) - self._clock()
+        left = min(self._gather_until, self._due - self.cost.seconds(rows)) - self._clock()
         if rows >= self._spec.max_rows or left <= 0:
             self._flush()
         elif self._quiet_turns < _QUIET_TURNS:

@@ -22,7 +22,7 @@ from serving.errors import Problem
 from serving.exchange import Answer, Call, Handler, Receive, Scope, Send, answered, fault, problem_answer
 from serving.service import Service, State
 from serving.v2.routes import OpenInference, error_answer, is_infer, reporting
-from serving.whole import Steps, WholeRequest, header_lines
+from serving.whole import WholeRequest, header_lines
 
 logger = logging.getLogger("serving.access")
 
@@ -95,7 +95,7 @@ class Edge:
     def whole(self, request: WholeRequest, handler: Handler) -> None:
         """See WholeRequests."""
         call = self._begun(request.scope, request.receive, request.body)
-        Steps(self._whole(request, handler, call))
+        request.task = request.loop.create_task(self._whole(request, handler, call))
 
     async def _whole(self, request: WholeRequest, handler: Handler, call: Call) -> None:
         status = 499

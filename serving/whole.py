@@ -8,7 +8,7 @@ not read its answers) goes through uvicorn and ASGI, with the same handlers and 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
@@ -20,6 +20,8 @@ _CLOSE = (b"connection", b"close")
 
 class Connection(Protocol):
     """What an answer is written to."""
+
+    loop: asyncio.AbstractEventLoop
 
     def write_answer(self, head: bytes, body: bytes, *, close: bool) -> None: ...
 
@@ -35,14 +37,18 @@ class WholeRequest:
         "body",
         "disconnected",
         "keep_alive",
+        "loop",
         "response_complete",
         "scope",
+        "task",
     )
 
     def __init__(
         self, connection: Connection, scope: Scope, body: bytes, keep_alive: bool, defaults: bytes
     ) -> None:
         self._connection: Connection | None = connection
+        # Asking asyncio for the loop is a system call each time.
+        self.loop = connection.loop
         self._defaults = defaults
         self._event: asyncio.Event | None = None
         self.scope = scope
@@ -50,6 +56,8 @@ class WholeRequest:
         self.keep_alive = keep_alive
         self.disconnected = False
         self.response_complete = False
+        self.task: asyncio.Task[None] | None = None
+        """The loop itself keeps no task alive."""
 
     @property
     def message_event(self) -> asyncio.Event:
@@ -99,30 +107,6 @@ class WholeRequests(Protocol):
 
     def whole(self, request: WholeRequest, handler: Handler) -> None:
         """Answer it, now or later."""
-
-
-class Steps:
-    """Runs a coroutine as a task does, beginning at once; a task costs a tenth of a prediction.
-
-    Nobody can cancel it, and what asks for the current task (`asyncio.timeout`, say) does not work in it.
-    """
-
-    __slots__ = ("_coroutine",)
-
-    def __init__(self, coroutine: Coroutine[asyncio.Future[Any] | None, None, None]) -> None:
-        self._coroutine = coroutine
-        self._step()
-
-    def _step(self, _: object = None) -> None:
-        try:
-            awaited = self._coroutine.send(None)
-        except StopIteration:
-            return
-        if awaited is None:  # asyncio.sleep(0)
-            asyncio.get_running_loop().call_soon(self._step)
-            return
-        awaited._asyncio_future_blocking = False
-        awaited.add_done_callback(self._step)
 
 
 def header_lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:

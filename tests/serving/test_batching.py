@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from model_bundles import people, person
 from server_runs import ThreadedServer, threaded
 
+from serving import batcher as batcher_module
 from serving.batcher import Batcher
 from serving.cost import BatchCost
 from serving.errors import ClientGone, Expired, ModelFault, Problem, Unavailable
@@ -109,7 +110,7 @@ def test_a_batch_gathers_while_the_turns_of_the_loop_bring_rows() -> None:
     play(scenario, mode="inline", max_rows=8, cost=Known(1.0))
 
 
-def test_gathering_takes_no_longer_than_the_batch_will() -> None:
+def test_gathering_takes_no_longer_than_a_full_batch() -> None:
     async def scenario(batcher: Batcher, model: Doubler) -> None:
         futures = []
         until = time.monotonic() + 0.2
@@ -122,7 +123,9 @@ def test_gathering_takes_no_longer_than_the_batch_will() -> None:
     play(scenario, mode="inline", max_rows=65_536, max_pending_rows=1_000_000, cost=Known(0.002))
 
 
-def test_a_batch_waits_for_rows_that_are_announced() -> None:
+def test_a_batch_waits_for_rows_that_are_announced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batcher_module, "_LONGEST_GATHERING", 60.0)
+
     async def scenario(batcher: Batcher, model: Doubler) -> None:
         batcher.announce(2)
         first = batcher.submit(rows(1), soon(60))
@@ -145,7 +148,9 @@ def test_announced_rows_that_do_not_come_cost_one_batch_at_most() -> None:
     play(scenario, mode="inline", cost=Known(0.01))
 
 
-def test_a_full_batch_waits_for_nothing_that_is_announced() -> None:
+def test_a_full_batch_waits_for_nothing_that_is_announced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batcher_module, "_LONGEST_GATHERING", 60.0)
+
     async def scenario(batcher: Batcher, model: Doubler) -> None:
         batcher.announce(1)
         first = batcher.submit(rows(1), soon(60))
@@ -158,10 +163,12 @@ def test_a_full_batch_waits_for_nothing_that_is_announced() -> None:
     play(scenario, mode="inline", cost=Known(10.0))
 
 
-def test_gathering_lets_no_deadline_pass() -> None:
+def test_gathering_lets_no_deadline_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batcher_module, "_LONGEST_GATHERING", 60.0)
+
     async def scenario(batcher: Batcher, model: Doubler) -> None:
         batcher.announce(1)
-        assert answers(await batcher.submit(rows(1), soon(1.2))) == [2]
+        assert answers(await batcher.submit(rows(1), soon(0.9))) == [2]
         assert model.batches == [[1]]
 
     play(scenario, mode="inline", cost=Known(1.0))
