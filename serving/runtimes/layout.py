@@ -34,7 +34,8 @@ def lay_out(module: Any) -> Callable[[], None]:
     uses = list(_exported(module) if isinstance(module, torch.fx.GraphModule) else _eager(module))
     otherwise = {id(parameter) for parameter, linear in uses if not linear}
     for parameter, _ in uses:
-        if id(parameter) not in otherwise and parameter.dtype is torch.float32 and parameter.is_contiguous():
+        plain = type(parameter.data) is torch.Tensor and parameter.dtype is torch.float32
+        if plain and parameter.is_contiguous() and id(parameter) not in otherwise:
             changed.append((parameter, parameter.data))
             parameter.data = parameter.data.t().contiguous().t()
     return undo

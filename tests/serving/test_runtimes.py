@@ -288,6 +288,18 @@ def test_code_that_reads_a_weight_as_contiguous_memory_is_served_as_before(tmp_p
     np.testing.assert_allclose(run(bundle, rows), expected, rtol=1e-6)
 
 
+class Packed(torch.Tensor):
+    """Stands for weights that are stored in another way, such as quantized ones."""
+
+
+def test_weights_of_another_kind_are_left_alone() -> None:
+    layer = torch.nn.Linear(4, 3)
+    layer.weight = torch.nn.Parameter(layer.weight.data.as_subclass(Packed))
+    assert type(layer.weight.data) is Packed
+    lay_out(layer)
+    assert layer.weight.stride() == (4, 1)
+
+
 def test_a_transformer_answers_the_same_when_it_is_laid_out() -> None:
     layer = torch.nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, dropout=0.0)
     module = torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
