@@ -31,7 +31,7 @@ test: setup  ## all tests: fast ones first, then real parts, then end to end and
 	$(PYTEST) -q $(SIDE_BY_SIDE) tests/domain tests/serving tests/flows tests/models
 	@$(BIN)/modelserve prepare
 	$(PYTEST) -q $(SIDE_BY_SIDE) tests/agreement tests/manifests tests/monitoring tests/infra tests/workflows tests/platform tests/integration
-	$(PYTEST) -q tests/e2e tests/chaos
+	$(PYTEST) -q --durations=10 tests/e2e tests/chaos
 
 fast: setup  ## the tests that take seconds
 	$(PYTEST) -q $(SIDE_BY_SIDE) tests/domain tests/serving
@@ -57,7 +57,7 @@ image: setup  ## make what release images are built on
 	@$(BIN)/modelserve prepare
 
 e2e: setup  ## the end-to-end tests alone
-	$(PYTEST) -q tests/e2e tests/chaos
+	$(PYTEST) -q --durations=10 tests/e2e tests/chaos
 
 chaos: setup  ## faults under traffic, each write of a promotion killed around in both ways
 	@$(BIN)/modelserve prepare

@@ -102,6 +102,17 @@ def test_a_cancelled_run_puts_the_traffic_back_itself(world: World) -> None:
     story.ends(version, State.ABORTED, State.FAILED, serving=before)
 
 
+IN_A_TERMINAL = """
+import signal
+
+# What a shell has started in the background, as these tests may be, inherits that it ignores Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from flows.cli import main
+
+main()
+"""
+
+
 def test_ctrl_c_while_watching_puts_the_traffic_back_and_says_so(world: World) -> None:
     before, story = world.stable, world.story("Ctrl-C in 'modelserve promote --watch'")
     version = world.register()
@@ -109,7 +120,7 @@ def test_ctrl_c_while_watching_puts_the_traffic_back_and_says_so(world: World) -
         [
             sys.executable,
             "-c",
-            "from flows.cli import main; main()",
+            IN_A_TERMINAL,
             "promote",
             MODEL,
             str(version),
