@@ -111,16 +111,21 @@ def test_a_batch_gathers_while_the_turns_of_the_loop_bring_rows() -> None:
 
 
 def test_gathering_takes_no_longer_than_a_full_batch() -> None:
-    async def scenario(batcher: Batcher, model: Doubler) -> None:
-        futures = []
-        until = time.monotonic() + 0.2
-        while time.monotonic() < until:
-            futures.append(batcher.submit(rows(1), soon()))
-            await asyncio.sleep(0)
-        await asyncio.gather(*futures)
-        assert len(model.batches) > 10
+    """Each turn of the loop brings a row, and takes a millisecond; a full batch takes two."""
 
-    play(scenario, mode="inline", max_rows=65_536, max_pending_rows=1_000_000, cost=Known(0.002))
+    async def scenario(batcher: Batcher, model: Doubler) -> None:
+        now = 100.0
+        batcher._clock = lambda: now
+        futures = []
+        for value in range(20):
+            futures.append(batcher.submit(rows(value), 1000.0))
+            await asyncio.sleep(0)
+            now += 0.001
+        await asyncio.gather(*futures)
+        assert max(len(batch) for batch in model.batches) <= 4
+        assert [value for batch in model.batches for value in batch] == list(range(20))
+
+    play(scenario, mode="inline", max_rows=65_536, cost=Known(0.002))
 
 
 def test_a_batch_waits_for_rows_that_are_announced(monkeypatch: pytest.MonkeyPatch) -> None:
