@@ -19,7 +19,18 @@ from typing import Any, cast
 
 from serving.access import OPEN_ROUTES
 from serving.errors import Problem
-from serving.exchange import Answer, Call, Handler, Receive, Scope, Send, answered, fault, problem_answer
+from serving.exchange import (
+    CLOSE,
+    Answer,
+    Call,
+    Handler,
+    Receive,
+    Scope,
+    Send,
+    answered,
+    fault,
+    problem_answer,
+)
 from serving.service import Service, State
 from serving.v2.routes import OpenInference, error_answer, is_infer, reporting
 from serving.whole import WholeRequest, header_lines
@@ -28,7 +39,6 @@ logger = logging.getLogger("serving.access")
 
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _SECURITY = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))
-_CLOSE = (b"connection", b"close")
 _ROUTED = re.compile(rb"[?%#]")
 """Paths with one of these are for the router to read."""
 _INFER = re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?/infer")
@@ -58,7 +68,9 @@ class Edge:
             }
             self._infer = reporting(inference.infer)
         self._log_all = service.settings.access_log
-        self._own_lines = header_lines((service.version_header, *_SECURITY))
+        # The version on refusals and failures too: whoever counts them must know whose they are.
+        self._constant = (service.version_header, *_SECURITY)
+        self._constant_lines = header_lines(self._constant)
         self._prefix = os.urandom(8).hex()
         self._count = 0
 
@@ -107,7 +119,7 @@ class Edge:
                 answer = problem_answer(call.problem, call.request_id)
             status = answer.status
             if status != 499:
-                own = b"x-request-id: %s\r\n%s" % (call.request_id.encode("ascii"), self._own_lines)
+                own = b"x-request-id: %s\r\n%s" % (call.request_id.encode("ascii"), self._constant_lines)
                 request.respond(answer, own, close=self._service.state is State.DRAINING)
         finally:
             if not request.response_complete:
@@ -198,10 +210,9 @@ class Edge:
         return status
 
     def _own_headers(self, call: Call) -> list[tuple[bytes, bytes]]:
-        # The version on refusals and failures too: whoever counts them must know whose they are.
-        own = [(b"x-request-id", call.request_id.encode("ascii")), self._service.version_header, *_SECURITY]
+        own = [(b"x-request-id", call.request_id.encode("ascii")), *self._constant]
         if self._service.state is State.DRAINING:
-            own.append(_CLOSE)
+            own.append(CLOSE)
         return own
 
     def _log(self, call: Call, status: int, seconds: float) -> None:

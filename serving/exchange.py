@@ -21,6 +21,8 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 JSON = b"application/json"
 PROBLEM = b"application/problem+json"
 _JSON_TYPES = frozenset({b"", JSON, b"application/json; charset=utf-8", b"application/json;charset=utf-8"})
+CLOSE = (b"connection", b"close")
+"""The header of a connection's last answer."""
 _SWEEP_SECONDS = 0.25
 
 
@@ -153,9 +155,7 @@ class BodyReader:
                 raise
             self._late.discard(task)
             task.uncancel()
-            raise SlowBody(
-                f"the body did not arrive within {self._seconds:g} s", headers=((b"connection", b"close"),)
-            ) from None
+            raise SlowBody(f"the body did not arrive within {self._seconds:g} s", headers=(CLOSE,)) from None
         finally:
             del self._reading[task]
         if len(body) > limit:
@@ -178,7 +178,7 @@ class BodyReader:
 
     def _too_large(self, limit: int) -> TooLarge:
         # What the client still sends is not read, so the connection cannot be used again.
-        return TooLarge(f"the body may have at most {limit} bytes", headers=((b"connection", b"close"),))
+        return TooLarge(f"the body may have at most {limit} bytes", headers=(CLOSE,))
 
     def _sweep(self) -> None:
         now = time.monotonic()

@@ -13,9 +13,7 @@ from typing import Any, Protocol
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from serving.exchange import Answer, Handler, Scope
-
-_CLOSE = (b"connection", b"close")
+from serving.exchange import CLOSE, Answer, Handler, Scope
 
 
 class Connection(Protocol):
@@ -75,8 +73,8 @@ class WholeRequest:
     def respond(self, answer: Answer, own: bytes, *, close: bool) -> None:
         """Write a whole answer. `own`: more header lines; `close`: it is the last."""
         close = close or not self.keep_alive
-        if close and _CLOSE not in answer.headers:
-            own += b"connection: close\r\n"
+        if close and CLOSE not in answer.headers:
+            own += header_lines((CLOSE,))
         head = b"%s%scontent-type: %s\r\ncontent-length: %d\r\n%s%s\r\n" % (
             STATUS_LINE[answer.status],
             self._defaults,
@@ -85,7 +83,7 @@ class WholeRequest:
             header_lines(answer.headers) if answer.headers else b"",
             own,
         )
-        self._end(head, answer.body, close=close or _CLOSE in answer.headers)
+        self._end(head, answer.body, close=close or CLOSE in answer.headers)
 
     def drop(self) -> None:
         """End the connection without an answer."""

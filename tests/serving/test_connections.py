@@ -7,6 +7,7 @@ import re
 import socket
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,13 @@ def test_pipelined_requests_are_answered_in_order(affine_server: ThreadedServer)
         assert received.count(b"HTTP/1.1 200 OK") == 3
 
 
+def send(connection: socket.socket, request: bytes, cuts: list[int]) -> None:
+    """In pieces that end at the cuts, each in a packet of its own."""
+    for start, stop in pairwise([0, *cuts, len(request)]):
+        connection.sendall(request[start:stop])
+        time.sleep(0.05 if cuts else 0)
+
+
 def split(received: bytes) -> tuple[bytes, dict[bytes, bytes], bytes]:
     """Status line, headers without those that differ from request to request, and body."""
     head, _, body = received.partition(b"\r\n\r\n")
@@ -86,11 +94,7 @@ def test_requests_that_arrive_whole_and_in_pieces_get_the_same_answer(
     answers = []
     for cuts in ([], [len(head) + 4], [len(head) + 9], [10, len(head), len(request_bytes) - 1]):
         with connected(affine_server) as connection:
-            start = 0
-            for cut in [*cuts, len(request_bytes)]:
-                connection.sendall(request_bytes[start:cut])
-                start = cut
-                time.sleep(0.05 if cuts else 0)
+            send(connection, request_bytes, cuts)
             answers.append(split(read_until(connection, b"}")))
             # The connection is good for another one, which comes in one piece.
             connection.sendall(PREDICT)
@@ -129,13 +133,9 @@ def test_a_broken_chunk_of_a_whole_request_is_a_400(affine_server: ThreadedServe
 
 def test_what_a_trailer_names_is_no_header(affine_server: ThreadedServer) -> None:
     trailer = CHUNKED.removesuffix(b"\r\n") + b"x-request-id: from-the-trailer\r\n\r\n"
-    for cuts in ((len(trailer),), (len(trailer) - 60, len(trailer))):
+    for cuts in ([], [len(trailer) - 60]):
         with connected(affine_server) as connection:
-            start = 0
-            for cut in cuts:
-                connection.sendall(trailer[start:cut])
-                start = cut
-                time.sleep(0.05)
+            send(connection, trailer, cuts)
             answer = read_until(connection, b"7.0]]}")
             assert b"from-the-trailer" not in answer
             assert answer.startswith(b"HTTP/1.1 200 OK")
