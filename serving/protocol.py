@@ -1,4 +1,5 @@
-"""uvicorn's HTTP protocol with guards (late request heads, our form of the 400) and three economies.
+"""uvicorn's HTTP protocol with guards (late request heads, our form of the 400, bodies behind an offer to
+upgrade) and three economies.
 
 Requests that arrive whole are answered without ASGI (see whole.py). On ASGI's way an answer leaves in one
 system call, not in one for its head and one for its body. And idle connections are found by a sweep, not by a
@@ -11,6 +12,7 @@ import asyncio
 import time
 from typing import Any, ClassVar, cast
 
+import httptools
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -25,6 +27,9 @@ _BODY = {
 }
 
 
+_MALFORMED = "Invalid HTTP request received."
+_OFFER = (b"upgrade", b"http2-settings")
+"""What RFC 9113, 3.1, adds to the header `connection`, and names of headers themselves."""
 _JOIN_BYTES = 65536
 """Larger bodies are not worth the copy."""
 
@@ -75,6 +80,8 @@ class GuardedProtocol(HttpToolsProtocol):
     _idle_since = 0.0
     _joining: JoiningTransport
     _handler: Handler | None = None
+    _offered = False
+    """The head that was just read offers an upgrade."""
     _method: bytes
     _head: list[tuple[bytes, bytes]]
     _body: list[bytes]
@@ -89,7 +96,12 @@ class GuardedProtocol(HttpToolsProtocol):
         self._head_since = time.monotonic()
 
     def data_received(self, data: bytes) -> None:
-        super().data_received(data)
+        try:
+            self._parse(data)
+        except httptools.HttpParserError:
+            self.logger.warning(_MALFORMED)
+            self.send_400_response(_MALFORMED)
+            return
         if self._handler is not None:
             # The rest is still on its way: ASGI's way knows how to wait for it.
             self._handler = None
@@ -98,6 +110,36 @@ class GuardedProtocol(HttpToolsProtocol):
                 self._through_asgi()
                 for part in parts:
                     super().on_body(part)
+
+    def _parse(self, data: bytes) -> None:
+        """Every JDK's client offers HTTP/2 on plain connections. The parser takes an offer for the end of
+        the request, body or not; we take none, so it reads the head again, without it."""
+        try:
+            self.parser.feed_data(data)
+            return
+        except httptools.HttpParserUpgrade as offer:
+            rest = memoryview(data)[offer.args[0] :]
+        while True:
+            head = self._head_without_offer()
+            self._offered = False
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.feed_data(head)
+            try:
+                self.parser.feed_data(rest)
+                return
+            except httptools.HttpParserUpgrade as offer:
+                rest = rest[offer.args[0] :]
+
+    def _head_without_offer(self) -> bytes:
+        kept: list[tuple[bytes, bytes]] = []
+        for name, value in self.headers:
+            if name == b"connection":
+                options = [option.strip() for option in value.split(b",")]
+                value = b", ".join(option for option in options if option.lower() not in _OFFER)
+            if value and name not in _OFFER:
+                kept.append((name, value))
+        version = self.parser.get_http_version().encode()
+        return b"%s %s HTTP/%s\r\n%s\r\n" % (self._method, self.url, version, header_lines(kept))
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
@@ -122,15 +164,19 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._head_since = self._idle_since = 0.0
+        self._method = self.parser.get_method()
+        if self.parser.should_upgrade():
+            if self._method == b"CONNECT":
+                raise httptools.HttpParserError("this is no proxy")
+            self._offered = True
+            return
         # What a chunked body's trailer names is no header of the request.
         self._head, self.headers = self.headers, []
         if (
             (self.cycle is None or self.cycle.response_complete)
             and not self.flow.write_paused
             and not self.expect_100_continue
-            and not self.parser.should_upgrade()
         ):
-            self._method = self.parser.get_method()
             self._handler = self._application.short_way(self._method, self.url)
             if self._handler is not None:
                 self._body = []
@@ -152,6 +198,8 @@ class GuardedProtocol(HttpToolsProtocol):
             self._body.append(body)
 
     def on_message_complete(self) -> None:
+        if self._offered:
+            return
         handler = self._handler
         if handler is None:
             super().on_message_complete()

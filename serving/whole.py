@@ -1,7 +1,7 @@
 """Requests that arrive whole, head and body in one piece, as nearly all predictions do.
 
 They are answered without ASGI's messages, which cost more than a small prediction. Whatever is less simple (a
-body still on its way, an upgrade, `Expect`, a second request before the first is answered, a client that does
+body still on its way, `Expect`, a second request before the first is answered, a client that does
 not read its answers) goes through uvicorn and ASGI, with the same handlers and the same answers.
 """
 

@@ -62,6 +62,23 @@ def test_pipelined_requests_are_answered_in_order(affine_server: ThreadedServer)
         assert received.count(b"HTTP/1.1 200 OK") == 3
 
 
+def test_offers_to_upgrade_are_ignored_in_a_pipeline_too(affine_server: ThreadedServer) -> None:
+    offering = PREDICT.replace(b"host: x", OFFER)
+    socket_offer = b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n"
+    with connected(affine_server) as connection:
+        connection.sendall((offering + PREDICT) * 500 + socket_offer)
+        received = read_until(connection, b"ok\n")
+        assert received.count(b"HTTP/1.1 200 OK") == received.count(b"HTTP/1.1") == 1001
+        assert received.count(b"[[3.0,5.0,7.0]]") == 1000
+
+
+def test_a_client_that_takes_us_for_a_proxy_is_refused(affine_server: ThreadedServer) -> None:
+    with connected(affine_server) as connection:
+        connection.sendall(b"CONNECT example.com:443 HTTP/1.1\r\nhost: example.com:443\r\n\r\n")
+        received = b"".join(iter(lambda: connection.recv(65536), b""))
+    assert received.startswith(b"HTTP/1.1 400 Bad Request")
+
+
 def send(connection: socket.socket, request: bytes, cuts: list[int]) -> None:
     """In pieces that end at the cuts, each in a packet of its own."""
     for start, stop in pairwise([0, *cuts, len(request)]):
@@ -86,7 +103,20 @@ CHUNKED = (
 )
 
 
-@pytest.mark.parametrize("request_bytes", [PREDICT, CHUNKED, PREDICT.replace(b"3, 4]", b"3, x]")])
+OFFER = b"host: x\r\nconnection: Upgrade, HTTP2-Settings\r\nupgrade: h2c\r\nhttp2-settings: AAEAAEAA"
+"""What the JDK's HttpClient sends with every request to a plain address."""
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [
+        pytest.param(PREDICT, id="length"),
+        pytest.param(CHUNKED, id="chunked"),
+        pytest.param(PREDICT.replace(b"3, 4]", b"3, x]"), id="broken"),
+        pytest.param(PREDICT.replace(b"host: x", OFFER), id="length, offers HTTP/2"),
+        pytest.param(CHUNKED.replace(b"host: x", OFFER), id="chunked, offers HTTP/2"),
+    ],
+)
 def test_requests_that_arrive_whole_and_in_pieces_get_the_same_answer(
     affine_server: ThreadedServer, request_bytes: bytes
 ) -> None:
@@ -111,6 +141,8 @@ def test_requests_that_arrive_whole_and_in_pieces_get_the_same_answer(
     [
         pytest.param(PREDICT.replace(b"HTTP/1.1", b"HTTP/1.0"), id="HTTP/1.0"),
         pytest.param(PREDICT.replace(b"host: x", b"host: x\r\nconnection: close"), id="close"),
+        pytest.param(PREDICT.replace(b"host: x", OFFER + b"\r\nconnection: close"), id="close after all"),
+        pytest.param(PREDICT.replace(b"host: x", OFFER.replace(b"Upg", b"close, upg")), id="close and offer"),
     ],
 )
 def test_the_last_answer_of_a_connection_says_so(affine_server: ThreadedServer, request_bytes: bytes) -> None:
