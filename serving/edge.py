@@ -28,9 +28,11 @@ from serving.exchange import (
     Scope,
     Send,
     answered,
+    failed,
     fault,
     problem_answer,
 )
+from serving.rows import Result
 from serving.service import Service, State
 from serving.v2.routes import OpenInference, error_answer, is_infer, reporting
 from serving.whole import WholeRequest, header_lines
@@ -58,10 +60,11 @@ class Edge:
         self._making: asyncio.Task[Application] | None = None
         self._inner: Application | None = None
         self._short_ways: dict[tuple[bytes, bytes], Handler] = {}
+        self._predict = service.predict
         self._infer: Handler | None = None
         if service.settings.fast_path:
             self._short_ways = {
-                (b"POST", b"/predict"): service.predict,
+                (b"POST", b"/predict"): self._predict,
                 (b"GET", b"/healthz"): service.healthz,
                 (b"GET", b"/readyz"): service.readyz,
                 (b"GET", b"/metrics"): service.metrics,
@@ -107,18 +110,46 @@ class Edge:
     def whole(self, request: WholeRequest, handler: Handler) -> None:
         """See WholeRequests."""
         call = self._begun(request.scope, request.receive, request.body)
-        request.task = request.loop.create_task(self._whole(request, handler, call))
+        if self._service.prompt and handler is self._predict:
+            self._promptly(request, call)
+        else:
+            request.task = request.loop.create_task(self._whole(request, handler, call))
+
+    def _promptly(self, request: WholeRequest, call: Call) -> None:
+        """A prediction that waits for nothing but the model needs no task, which would cost as much as
+        reading the body does."""
+        try:
+            payload, future = self._service.begun(call)
+        except Exception as error:
+            self._finish(request, call, failed(call, error))
+            return
+
+        def predicted(done: asyncio.Future[Result]) -> None:
+            answer = None
+            try:
+                answer = self._service.prediction(call, payload, done.result())
+            except Exception as error:
+                answer = failed(call, error)
+            finally:
+                self._finish(request, call, answer)
+
+        future.add_done_callback(predicted)
 
     async def _whole(self, request: WholeRequest, handler: Handler, call: Call) -> None:
+        answer = None
+        try:
+            answer = await self._refused(call) or await answered(handler, call)
+        except Exception as error:
+            answer = failed(call, error)
+        finally:
+            self._finish(request, call, answer)
+
+    def _finish(self, request: WholeRequest, call: Call, answer: Answer | None) -> None:
+        """Send it, if there is one and somebody to send it to, and count the request."""
         status = 499
         try:
-            try:
-                answer = await self._refused(call) or await answered(handler, call)
-            except Exception as error:
-                call.problem = fault(call, error)
-                answer = problem_answer(call.problem, call.request_id)
-            status = answer.status
-            if status != 499:
+            if answer is not None and answer.status != 499:
+                status = answer.status
                 own = b"x-request-id: %s\r\n%s" % (call.request_id.encode("ascii"), self._constant_lines)
                 request.respond(answer, own, close=self._service.state is State.DRAINING)
         finally:

@@ -97,10 +97,13 @@ async def answered(handler: Handler, call: Call) -> Answer:
     """The handler's answer, or the problem it ended in. Nothing but cancellation gets out."""
     try:
         return await handler(call)
-    except Problem as problem:
-        call.problem = problem.without_traceback()
     except Exception as error:
-        call.problem = fault(call, error)
+        return failed(call, error)
+
+
+def failed(call: Call, error: Exception) -> Answer:
+    """The answer that a call gets which ended in `error`."""
+    call.problem = error.without_traceback() if isinstance(error, Problem) else fault(call, error)
     return problem_answer(call.problem, call.request_id)
 
 
@@ -130,13 +133,11 @@ class BodyReader:
     async def read(self, call: Call, limit: int) -> bytes:
         """The body. TooLarge by Content-Length before reading and by counting; SlowBody; ClientGone."""
         if call.body is not None:
-            if len(call.body) > limit:
-                raise self._too_large(limit)
-            return call.body
+            return fitting(call.body, limit)
         declared = call.headers.get(b"content-length")
         # The HTTP parser has checked that it is a number.
         if declared is not None and int(declared) > limit:
-            raise self._too_large(limit)
+            raise _too_large(limit)
         task = asyncio.current_task()
         assert task is not None
         self._reading[task] = call.started + self._seconds
@@ -158,9 +159,7 @@ class BodyReader:
             raise SlowBody(f"the body did not arrive within {self._seconds:g} s", headers=(CLOSE,)) from None
         finally:
             del self._reading[task]
-        if len(body) > limit:
-            raise self._too_large(limit)
-        return body
+        return fitting(body, limit)
 
     async def _rest(self, call: Call, first: bytes, limit: int) -> bytes:
         parts, size = [first], len(first)
@@ -171,14 +170,10 @@ class BodyReader:
             part = message.get("body", b"")
             size += len(part)
             if size > limit:
-                raise self._too_large(limit)
+                raise _too_large(limit)
             parts.append(part)
             if not message.get("more_body", False):
                 return b"".join(parts)
-
-    def _too_large(self, limit: int) -> TooLarge:
-        # What the client still sends is not read, so the connection cannot be used again.
-        return TooLarge(f"the body may have at most {limit} bytes", headers=(CLOSE,))
 
     def _sweep(self) -> None:
         now = time.monotonic()
@@ -189,6 +184,18 @@ class BodyReader:
         self._armed = bool(self._reading)
         if self._armed:
             asyncio.get_running_loop().call_later(_SWEEP_SECONDS, self._sweep)
+
+
+def fitting(body: bytes, limit: int) -> bytes:
+    """The body as it is; TooLarge."""
+    if len(body) > limit:
+        raise _too_large(limit)
+    return body
+
+
+def _too_large(limit: int) -> TooLarge:
+    # What the client still sends is not read, so the connection cannot be used again.
+    return TooLarge(f"the body may have at most {limit} bytes", headers=(CLOSE,))
 
 
 def check_json_type(headers: dict[bytes, bytes]) -> None:

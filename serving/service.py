@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 from enum import StrEnum
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -22,7 +23,7 @@ from serving.cache import PredictionCache
 from serving.codec import invalid
 from serving.engine import RecordEngine
 from serving.errors import BadRequest, Invalid, Problem, StartupError, Unavailable
-from serving.exchange import JSON, Answer, BodyReader, Call, check_json_type, decompressed
+from serving.exchange import JSON, Answer, BodyReader, Call, check_json_type, decompressed, fitting
 from serving.jobs.chunks import Chunks
 from serving.jobs.runner import JobRunner
 from serving.jobs.table import JobTable, Release
@@ -81,6 +82,8 @@ class Service:
         self.guarded = self._keys is not None or settings.rate_limit > 0
         """Whether `admit` has anything to check."""
         self._bodies = BodyReader(10.0)
+        self.prompt = not self.guarded
+        """Whether a /predict waits for nothing but the model: `begun` and `prediction` can answer it."""
         self.version_header = (b"x-model-version", settings.version.encode())
 
     # ---- life
@@ -154,6 +157,7 @@ class Service:
                     telemetry,
                 )
             if spec.serving.cache.enabled:
+                self.prompt = False
                 self._cache = PredictionCache(
                     self.link, loaded, settings.version, telemetry, batcher.announce
                 )
@@ -233,31 +237,49 @@ class Service:
 
     async def predict(self, call: Call) -> Answer:
         """POST /predict."""
-        model = self.model
-        headers = call.headers
-        if headers.get(b"content-type") != JSON:
-            check_json_type(headers)
-        limits = model.spec.serving.limits
-        body = await self._bodies.read(call, limits.max_body_bytes)
-        if b"content-encoding" in headers:
-            body = decompressed(body, headers[b"content-encoding"], limits.max_body_bytes)
-        payload = model.codec.decode(body)
-        deadline = call.deadline(limits.timeout_seconds)
-        headers_out: tuple[tuple[bytes, bytes], ...] = ()
+        limit = self.model.spec.serving.limits.max_body_bytes
+        check_json_type(call.headers)
+        call.body = await self._bodies.read(call, limit)
+        payload, deadline = self._asked(call)
         if self._cache is None:
-            content = model.codec.encode(await self.run(payload, call, deadline))
-        else:
-            fragments, hit = await self._cache.fragments(
-                payload, deadline, lambda part, rows: self.run(part, call, deadline, rows)
-            )
-            content = b'{"predictions":[' + b",".join(fragments) + b"]}"
-            if hit:
-                headers_out = (*headers_out, (b"x-cache", b"hit"))
+            return self.prediction(call, payload, await self.batcher.submit(payload, deadline, call.gone))
+        fragments, hit = await self._cache.fragments(
+            payload, deadline, lambda part, rows: self.run(part, call, deadline, rows)
+        )
+        content = b'{"predictions":[' + b",".join(fragments) + b"]}"
+        return self._predicted(call, content, ((b"x-cache", b"hit"),) if hit else ())
+
+    def begun(self, call: Call) -> tuple[Payload, asyncio.Future[Result]]:
+        """The first half of a `prompt` /predict that is whole: its rows and, some time soon, their results.
+        Raises a Problem when they cannot be taken."""
+        assert call.body is not None
+        check_json_type(call.headers)
+        fitting(call.body, self.model.spec.serving.limits.max_body_bytes)
+        payload, deadline = self._asked(call)
+        return payload, self.batcher.submit(payload, deadline, call.gone)
+
+    def prediction(self, call: Call, payload: Payload, result: Result) -> Answer:
+        """The second half."""
+        if self._sampler is not None:
+            self._sampler.offer(call.request_id, payload, result)
+        return self._predicted(call, self.model.codec.encode(result))
+
+    def _asked(self, call: Call) -> tuple[Payload, float]:
+        """The rows in a body that has been read, and when their answer is due."""
+        model, encoding = self.model, call.headers.get(b"content-encoding")
+        limits = model.spec.serving.limits
+        assert call.body is not None
+        if encoding is not None:
+            call.body = decompressed(call.body, encoding, limits.max_body_bytes)
+        return model.codec.decode(call.body), call.deadline(limits.timeout_seconds)
+
+    def _predicted(self, call: Call, content: bytes, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Answer:
         shadow = self._shadow
         if shadow is not None and shadow.chosen():
+            assert call.body is not None
             seconds = time.monotonic() - call.started
-            call.after = lambda: shadow.offer(body, content, call.request_id, seconds)
-        return Answer(200, content, JSON, headers_out)
+            call.after = partial(shadow.offer, call.body, content, call.request_id, seconds)
+        return Answer(200, content, JSON, headers)
 
     async def body(self, call: Call, limit: int) -> bytes:
         """The request's body, within size and time."""

@@ -7,11 +7,12 @@ import json
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
-from model_bundles import person
-from server_runs import ThreadedServer
+from model_bundles import affine, person
+from server_runs import ThreadedServer, threaded
 
 
 def problem(response: httpx.Response) -> dict[str, object]:
@@ -285,6 +286,32 @@ def test_a_connection_survives_every_kind_of_refusal(affine_server: ThreadedServ
             answer = connection.recv(65536)
             assert answer.startswith(b"HTTP/1.1 %d" % status), answer
             assert b"connection: close" not in answer
+
+
+@pytest.mark.parametrize("step", ["decode", "encode"])
+@pytest.mark.parametrize("fast_path", [True, False])
+def test_a_fault_of_the_server_itself_is_a_500_and_the_connection_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, fast_path: bool
+) -> None:
+    def fault(*_: object) -> None:
+        raise RuntimeError("a secret")
+
+    request = b'POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: 29\r\n\r\n{"instances": [[1, 2, 3, 4]]}'
+    with threaded(affine(tmp_path), fast_path=fast_path) as server:
+        codec = server.server.service.model.codec
+        with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+            for _ in range(2):
+                with monkeypatch.context() as broken:
+                    broken.setattr(codec, step, fault)
+                    connection.sendall(request)
+                    answer = connection.recv(65536)
+                assert answer.startswith(b"HTTP/1.1 500 ")
+                assert b"secret" not in answer
+                assert b"connection: close" not in answer
+                connection.sendall(request)
+                assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+        time.sleep(0.1)  # a request is counted after its answer has been sent
+        assert server.server.service.telemetry.in_flight == 0
 
 
 def test_health_answers_while_the_model_runs(people_server: ThreadedServer) -> None:
