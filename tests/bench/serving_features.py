@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import statistics
+from collections.abc import Iterator
 from pathlib import Path
 
 from serving_load import (
@@ -15,6 +17,7 @@ from serving_load import (
     measure,
     median,
     ours,
+    processes,
     random_rows,
     redis_running,
     running,
@@ -26,7 +29,12 @@ from serving_subjects import write_bundle
 
 def features(folder: Path, connections: int, seconds: float, rounds: int) -> None:
     """What the optional parts cost: each alone, then all together. Every body is new to the cache, or one of
-    a hundred where it says hits; half and half where it says half."""
+    a hundred where it says hits; half and half where it says half.
+
+    The servers have a CPU to themselves where there are two: Redis, the shadow and the clients, which are
+    other machines otherwise, would take turns with them on it. The second server with nothing on tells how
+    much of a difference is chance.
+    """
     rows = bodies("instances", random_rows(20_000))
     hot = rows[:100]
     misses = write_script(folder / "misses", rows)
@@ -36,6 +44,7 @@ def features(folder: Path, connections: int, seconds: float, rounds: int) -> Non
     plain = write_bundle(folder / "plain")
     cached = write_bundle(folder / "cached", "  cache: {enabled: true, ttl_seconds: 1}\n")
     with contextlib.ExitStack() as stack:
+        servers_cpu = stack.enter_context(others_elsewhere())
         url = stack.enter_context(redis_running(folder))
         shadow_port = free_port()
         command, variables = ours(plain, shadow_port)
@@ -46,6 +55,7 @@ def features(folder: Path, connections: int, seconds: float, rounds: int) -> Non
         }
         cases: dict[str, tuple[Path, dict[str, str]]] = {
             "none": (plain, {}),
+            "none, again": (plain, {}),
             "metrics": (plain, {}),
             "samples": (plain, {"SERVING_REDIS_URL": url}),
             "shadow": (plain, shadow),
@@ -64,9 +74,11 @@ def features(folder: Path, connections: int, seconds: float, rounds: int) -> Non
                 continue
             server_port = free_port()
             command, variables = ours(bundle, server_port, **options)
-            if name == "none":
+            if name.startswith("none"):
                 command = subject("ours", "metrics")
-            servers[name] = (server_port, stack.enter_context(running(command, server_port, **variables)))
+            pid = stack.enter_context(running(command, server_port, **variables))
+            confine(pid, servers_cpu)
+            servers[name] = (server_port, pid)
         readings: dict[str, list[Reading]] = {name: [] for name in cases}
         # Turns of a second: whatever else the machine does then falls on all of them alike.
         for _ in range(round(seconds * rounds)):
@@ -84,3 +96,22 @@ def features(folder: Path, connections: int, seconds: float, rounds: int) -> Non
             f"{name:20} {reading.rate:8.0f} {reading.p99:7.2f} {reading.cpu:7.1f} {reading.errors:6}"
             f" {more:9.1%} {less:9.1%}"
         )
+
+
+@contextlib.contextmanager
+def others_elsewhere() -> Iterator[set[int]]:
+    """This process and what it starts leave one CPU alone, whose set this gives; all where there is one."""
+    everywhere = os.sched_getaffinity(0)
+    one = {min(everywhere)}
+    os.sched_setaffinity(0, everywhere - one or everywhere)
+    try:
+        yield one
+    finally:
+        os.sched_setaffinity(0, everywhere)
+
+
+def confine(root: int, cpus: set[int]) -> None:
+    """Let all threads of a process tree run on these CPUs only."""
+    for pid in processes(root):
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            os.sched_setaffinity(int(thread.name), cpus)
