@@ -5,6 +5,9 @@ answer: model, version, the bundle's digest, the processing version, and the can
 There is no invalidation: another bundle has other keys, and the rest is the time to live. What this process
 has seen within the last second it does not ask for again.
 
+A lookup is not free: it takes a small model longer than the answer. With `redis: when_cheaper` such rows are
+not looked up, and the last second is all that is remembered.
+
 Redis may be gone or slow at any time. Then rows are computed as if nothing were cached.
 """
 
@@ -12,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -25,6 +29,8 @@ from serving.redis_wire import bulk, packed
 from serving.rows import Payload, Result
 from serving.telemetry import Telemetry
 
+logger = logging.getLogger("serving.cache")
+
 _MOST_WAITING_WRITES = 4096
 _WRITE_SECONDS = 1.0
 _GATHER_SECONDS = 0.02
@@ -35,6 +41,9 @@ _MGET, _EVAL, _SCRIPT = bulk(b"MGET"), bulk(b"EVAL"), bulk(_STORE)
 _DIGEST_BYTES = 20
 _RECENT_SECONDS = 1.0
 """By so much an answer from Redis may outlive its time there."""
+_LOOKUP_SECONDS = 20e-6
+"""CPU time of this process for a row that is looked up, not found, and stored, in trips of many rows
+(`make bench-serving`, features: all misses less none)."""
 _FIRST = (0,)
 Compute = Callable[[Payload, Sequence[int]], Awaitable[Result]]
 """Runs some rows of a request; told which rows of it they are."""
@@ -54,9 +63,18 @@ class PredictionCache:
         spec = loaded.spec
         self._loop = asyncio.get_running_loop()
         self._link = link
-        self._announce = announce
-        self._codec: Codec = loaded.codec
         self._spec = spec.serving.cache
+        self._announce = announce
+        row_seconds = loaded.row_seconds()
+        cheap = row_seconds is not None and row_seconds < _LOOKUP_SECONDS
+        self.asks = not cheap or self._spec.redis == "always"
+        """Whether Redis is asked, by `fragments`, or the memory of this process alone, by `remembered`."""
+        if cheap and self.asks:
+            logger.info(
+                "a lookup in Redis takes longer than the model; `serving.cache.redis: when_cheaper` saves it",
+                extra={"row_seconds": row_seconds, "lookup_seconds": _LOOKUP_SECONDS},
+            )
+        self._codec: Codec = loaded.codec
         self._telemetry = telemetry
         release = "\0".join((spec.name, version, loaded.bundle.sha256, spec.serving.processing_version))
         identity = hashlib.blake2b(release.encode(), digest_size=32).digest()
@@ -75,6 +93,24 @@ class PredictionCache:
         state = self._hash.copy()
         state.update(self._codec.canonical(payload, row))
         return b"%s%s\r\n" % (self._head, state.digest())
+
+    def remembered(self, payload: Payload) -> tuple[list[bytes], list[bytes] | None]:
+        """The rows' keys, and the predictions as JSON if all of them are in this process's memory."""
+        keys = [self.key(payload, row) for row in range(payload.count)]
+        found = [fragment for key in keys if (fragment := self._recent.get(key)) is not None]
+        if len(found) < len(keys):
+            return keys, None
+        self._telemetry.count("cache_hits", len(keys))
+        return keys, found
+
+    def remember(self, keys: Sequence[bytes], result: Result) -> list[bytes]:
+        """Keep what was computed for the rows of these keys, as JSON, which this gives."""
+        fragments = self._codec.fragments(result)
+        for key, fragment in zip(keys, fragments, strict=True):
+            if len(fragment) <= self._spec.max_value_bytes:
+                self._recent.put(key, fragment)
+        self._telemetry.count("cache_misses", len(keys))
+        return fragments
 
     async def fragments(
         self, payload: Payload, deadline: float, compute: Compute

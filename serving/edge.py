@@ -119,21 +119,23 @@ class Edge:
         """A prediction that waits for nothing but the model needs no task, which would cost as much as
         reading the body does."""
         try:
-            payload, future = self._service.begun(call)
+            begun = self._service.begin(call)
         except Exception as error:
-            self._finish(request, call, failed(call, error))
+            begun = failed(call, error)
+        if isinstance(begun, Answer):
+            self._finish(request, call, begun)
             return
 
         def predicted(done: asyncio.Future[Result]) -> None:
             answer = None
             try:
-                answer = self._service.prediction(call, payload, done.result())
+                answer = self._service.prediction(call, begun, done.result())
             except Exception as error:
                 answer = failed(call, error)
             finally:
                 self._finish(request, call, answer)
 
-        future.add_done_callback(predicted)
+        begun.future.add_done_callback(predicted)
 
     async def _whole(self, request: WholeRequest, handler: Handler, call: Call) -> None:
         answer = None

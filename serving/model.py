@@ -47,6 +47,11 @@ class LoadedModel:
         """The runtime when it computes on tensors; None for a handler."""
         return None if isinstance(self.engine, RecordEngine) else self.runtime  # type: ignore[return-value]
 
+    def row_seconds(self) -> float | None:
+        """What a row of the largest batch takes, as far as is known; None before the model has run."""
+        most = self.spec.serving.batching.max_rows
+        return None if self.one is None else self.cost.seconds(most) / most
+
 
 def load_model(settings: Settings) -> LoadedModel:
     """Fetch, verify, load and warm up. StartupError in one line when any of it is impossible."""

@@ -43,6 +43,7 @@ logger = logging.getLogger("serving")
 TEXT = b"text/plain; charset=utf-8"
 _FEEDBACK_BYTES = 1 << 20
 _SWITCH_SECONDS = 0.0002
+_HIT = ((b"x-cache", b"hit"),)
 
 
 class State(StrEnum):
@@ -57,6 +58,17 @@ class Feedback(msgspec.Struct, forbid_unknown_fields=True):
 
     request_id: str
     outcomes: list[Any]
+
+
+class Begun:
+    """A /predict whose rows are on their way through the model. `keys`: what its answer is remembered by."""
+
+    __slots__ = ("future", "keys", "payload")
+
+    def __init__(self, payload: Payload, keys: list[bytes] | None, future: asyncio.Future[Result]) -> None:
+        self.payload = payload
+        self.keys = keys
+        self.future = future
 
 
 class Service:
@@ -81,9 +93,9 @@ class Service:
         """Where jobs can be kept."""
         self.guarded = self._keys is not None or settings.rate_limit > 0
         """Whether `admit` has anything to check."""
-        self._bodies = BodyReader(10.0)
         self.prompt = not self.guarded
-        """Whether a /predict waits for nothing but the model: `begun` and `prediction` can answer it."""
+        """Whether a /predict waits for nothing but the model: then `begin` and `prediction` can answer it."""
+        self._bodies = BodyReader(10.0)
         self.version_header = (b"x-model-version", settings.version.encode())
 
     # ---- life
@@ -157,10 +169,10 @@ class Service:
                     telemetry,
                 )
             if spec.serving.cache.enabled:
-                self.prompt = False
                 self._cache = PredictionCache(
                     self.link, loaded, settings.version, telemetry, batcher.announce
                 )
+                self.prompt = not self.guarded and not self._cache.asks
             if settings.rate_limit:
                 self._rate = RateLimit(self.link, spec.name, settings.rate_limit)
         if settings.shadow_url is not None and settings.shadow_share > 0:
@@ -241,28 +253,38 @@ class Service:
         check_json_type(call.headers)
         call.body = await self._bodies.read(call, limit)
         payload, deadline = self._asked(call)
-        if self._cache is None:
-            return self.prediction(call, payload, await self.batcher.submit(payload, deadline, call.gone))
-        fragments, hit = await self._cache.fragments(
+        cache = self._cache
+        if cache is None or not cache.asks:
+            begun = self._submitted(call, payload, deadline)
+            return begun if isinstance(begun, Answer) else self.prediction(call, begun, await begun.future)
+        fragments, hit = await cache.fragments(
             payload, deadline, lambda part, rows: self.run(part, call, deadline, rows)
         )
-        content = b'{"predictions":[' + b",".join(fragments) + b"]}"
-        return self._predicted(call, content, ((b"x-cache", b"hit"),) if hit else ())
+        return self._predicted(call, _joined(fragments), hit)
 
-    def begun(self, call: Call) -> tuple[Payload, asyncio.Future[Result]]:
-        """The first half of a `prompt` /predict that is whole: its rows and, some time soon, their results.
-        Raises a Problem when they cannot be taken."""
+    def begin(self, call: Call) -> Begun | Answer:
+        """The first half of a prompt /predict whose body is there. Problem when its rows cannot be taken."""
         assert call.body is not None
         check_json_type(call.headers)
         fitting(call.body, self.model.spec.serving.limits.max_body_bytes)
-        payload, deadline = self._asked(call)
-        return payload, self.batcher.submit(payload, deadline, call.gone)
+        return self._submitted(call, *self._asked(call))
 
-    def prediction(self, call: Call, payload: Payload, result: Result) -> Answer:
+    def prediction(self, call: Call, begun: Begun, result: Result) -> Answer:
         """The second half."""
         if self._sampler is not None:
-            self._sampler.offer(call.request_id, payload, result)
-        return self._predicted(call, self.model.codec.encode(result))
+            self._sampler.offer(call.request_id, begun.payload, result)
+        if begun.keys is None:
+            return self._predicted(call, self.model.codec.encode(result))
+        assert self._cache is not None
+        return self._predicted(call, _joined(self._cache.remember(begun.keys, result)))
+
+    def _submitted(self, call: Call, payload: Payload, deadline: float) -> Begun | Answer:
+        keys = None
+        if self._cache is not None:
+            keys, fragments = self._cache.remembered(payload)
+            if fragments is not None:
+                return self._predicted(call, _joined(fragments), hit=True)
+        return Begun(payload, keys, self.batcher.submit(payload, deadline, call.gone))
 
     def _asked(self, call: Call) -> tuple[Payload, float]:
         """The rows in a body that has been read, and when their answer is due."""
@@ -273,13 +295,13 @@ class Service:
             call.body = decompressed(call.body, encoding, limits.max_body_bytes)
         return model.codec.decode(call.body), call.deadline(limits.timeout_seconds)
 
-    def _predicted(self, call: Call, content: bytes, headers: tuple[tuple[bytes, bytes], ...] = ()) -> Answer:
+    def _predicted(self, call: Call, content: bytes, hit: bool = False) -> Answer:
         shadow = self._shadow
         if shadow is not None and shadow.chosen():
             assert call.body is not None
             seconds = time.monotonic() - call.started
             call.after = partial(shadow.offer, call.body, content, call.request_id, seconds)
-        return Answer(200, content, JSON, headers)
+        return Answer(200, content, JSON, _HIT if hit else ())
 
     async def body(self, call: Call, limit: int) -> bytes:
         """The request's body, within size and time."""
@@ -379,3 +401,7 @@ class Service:
             if broken is not None:
                 return f"the device cannot be used any more: {broken}"
         return None
+
+
+def _joined(fragments: Sequence[bytes]) -> bytes:
+    return b'{"predictions":[' + b",".join(fragments) + b"]}"

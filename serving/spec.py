@@ -139,6 +139,9 @@ class CacheSpec(Section):
     """Larger answers are not cached."""
     timeout_seconds: float = Field(default=0.005, gt=0, le=1)
     """A slower Redis is treated as absent."""
+    redis: Literal["always", "when_cheaper"] = "always"
+    """`when_cheaper`: rows that the model computes faster than Redis looks them up are only remembered by the
+    process itself, for a second."""
 
 
 class SamplesSpec(Section):

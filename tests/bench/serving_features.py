@@ -41,11 +41,15 @@ def features(folder: Path, connections: int, seconds: float, rounds: int) -> Non
     hits = write_script(folder / "hits", hot)
     mixed = [row for cold, row in zip(rows, itertools.cycle(hot), strict=False) for row in (cold, row)]
     half = write_script(folder / "half", mixed)
+    scripts = {"all misses": misses, "half hits": half, "all hits": hits}
     plain = write_bundle(folder / "plain")
     cached = write_bundle(folder / "cached", "  cache: {enabled: true, ttl_seconds: 1}\n")
+    thrifty = write_bundle(
+        folder / "thrifty", "  cache: {enabled: true, ttl_seconds: 1, redis: when_cheaper}\n"
+    )
     with contextlib.ExitStack() as stack:
         servers_cpu = stack.enter_context(others_elsewhere())
-        url = stack.enter_context(redis_running(folder))
+        redis = {"SERVING_REDIS_URL": stack.enter_context(redis_running(folder))}
         shadow_port = free_port()
         command, variables = ours(plain, shadow_port)
         stack.enter_context(running(command, shadow_port, **variables))
@@ -53,25 +57,19 @@ def features(folder: Path, connections: int, seconds: float, rounds: int) -> Non
             "SERVING_SHADOW_URL": f"http://127.0.0.1:{shadow_port}",
             "SERVING_SHADOW_SHARE": "0.1",
         }
-        cases: dict[str, tuple[Path, dict[str, str]]] = {
+        variants: dict[str, tuple[Path, dict[str, str]]] = {
             "none": (plain, {}),
             "none, again": (plain, {}),
             "metrics": (plain, {}),
-            "samples": (plain, {"SERVING_REDIS_URL": url}),
+            "samples": (plain, redis),
             "shadow": (plain, shadow),
-            "cache (all misses)": (cached, {"SERVING_REDIS_URL": url}),
-            "all (all misses)": (cached, {"SERVING_REDIS_URL": url, **shadow}),
+            "cache": (cached, redis),
+            "all": (cached, redis | shadow),
+            "cache, Redis when cheaper": (thrifty, redis),
+            "all, Redis when cheaper": (thrifty, redis | shadow),
         }
-        scripts = dict.fromkeys(cases, misses)
-        for name, script in (("half hits", half), ("all hits", hits)):
-            for parts in ("cache", "all"):
-                cases[f"{parts} ({name})"] = cases[f"{parts} (all misses)"]
-                scripts[f"{parts} ({name})"] = script
         servers = {}
-        for name, (bundle, options) in cases.items():
-            if scripts[name] is not misses:
-                servers[name] = servers[name.split(" ")[0] + " (all misses)"]
-                continue
+        for name, (bundle, options) in variants.items():
             server_port = free_port()
             command, variables = ours(bundle, server_port, **options)
             if name.startswith("none"):
@@ -79,22 +77,29 @@ def features(folder: Path, connections: int, seconds: float, rounds: int) -> Non
             pid = stack.enter_context(running(command, server_port, **variables))
             confine(pid, servers_cpu)
             servers[name] = (server_port, pid)
-        readings: dict[str, list[Reading]] = {name: [] for name in cases}
+        cases = [
+            (name, hit)
+            for name, (bundle, _) in variants.items()
+            for hit in scripts
+            if hit == "all misses" or bundle is not plain
+        ]
+        readings: dict[tuple[str, str], list[Reading]] = {case: [] for case in cases}
         # Turns of a second: whatever else the machine does then falls on all of them alike.
         for _ in range(round(seconds * rounds)):
-            for name, (server_port, pid) in servers.items():
+            for name, hit in cases:
+                server_port, pid = servers[name]
                 address = f"http://127.0.0.1:{server_port}/predict"
-                readings[name].append(measure(address, pid, scripts[name], connections, 1))
+                readings[name, hit].append(measure(address, pid, scripts[hit], connections, 1))
     titles = ("req/s", "p99 ms", "CPU us", "errors", "CPU more", "rate less")
-    print(f"{'features on':20} {heads(titles, (8, 7, 7, 6, 9, 9))}")
-    for name, runs in readings.items():
+    print(f"{'features on':26} {'rows':10} {heads(titles, (8, 7, 7, 6, 9, 9))}")
+    for (name, hit), runs in readings.items():
         reading = median(runs)
-        pairs = list(zip(runs, readings["none"], strict=True))
+        pairs = list(zip(runs, readings["none", "all misses"], strict=True))
         more = statistics.median(run.cpu / base.cpu for run, base in pairs) - 1
         less = 1 - statistics.median(run.rate / base.rate for run, base in pairs)
         print(
-            f"{name:20} {reading.rate:8.0f} {reading.p99:7.2f} {reading.cpu:7.1f} {reading.errors:6}"
-            f" {more:9.1%} {less:9.1%}"
+            f"{name:26} {hit:10} {reading.rate:8.0f} {reading.p99:7.2f} {reading.cpu:7.1f}"
+            f" {reading.errors:6} {more:9.1%} {less:9.1%}"
         )
 
 

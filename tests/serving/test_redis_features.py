@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 import pytest
 import redis
-from model_bundles import PEOPLE_SIGNATURE, affine, people, person
+from model_bundles import PEOPLE_HANDLER, PEOPLE_SIGNATURE, affine, people, person, write_bundle
 from server_runs import free_port, threaded
 
 from serving.recent import RecentAnswers
@@ -92,6 +92,51 @@ def test_another_replica_answers_from_redis_and_hot_rows_need_no_redis(
         database.flushdb()
         assert ask(neighbour, [1, 2, 3, 4]).headers["x-cache"] == "hit"
         assert eventually(lambda: "x-cache" not in ask(neighbour, [1, 2, 3, 4]).headers)
+
+
+def test_rows_that_are_cheaper_to_compute_than_to_look_up_are_only_remembered(
+    tmp_path: Path, redis_server: str, database: Any
+) -> None:
+    bundle = affine(tmp_path, cache={**PATIENT, "redis": "when_cheaper"})
+    with threaded(bundle, redis_url=redis_server) as server, server.client() as client:
+        first = ask(client, [1, 2, 3, 4])
+        assert "x-cache" not in first.headers
+        again = ask(client, [1.0, 2.0, 3.0, 4.0])
+        assert again.headers["x-cache"] == "hit"
+        assert again.content == first.content
+        half = ask(client, [1, 2, 3, 4], [9, 9, 9, 9])
+        assert "x-cache" not in half.headers
+        assert half.json()["predictions"] == [[3, 5, 7], [19, 19, 19]]
+        # In pieces it comes by ASGI, and finds the same.
+        with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
+            body = b'{"instances": [[9, 9, 9, 9], [1, 2, 3, 4]]}'
+            connection.sendall(b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body))
+            time.sleep(0.1)
+            connection.sendall(body)
+            answer = connection.recv(65536)
+        assert b"x-cache: hit" in answer
+        assert answer.endswith(b'{"predictions":[[19.0,19.0,19.0],[3.0,5.0,7.0]]}')
+        assert (metric(client, "cache_hits_total"), metric(client, "cache_misses_total")) == (3, 3)
+        # What was remembered is sampled once.
+        assert eventually(lambda: database.xlen("samples:affine") == 3)
+        assert eventually(lambda: "x-cache" not in ask(client, [1, 2, 3, 4]).headers)
+        assert database.keys("predictions:*") == []
+
+
+def test_rows_that_are_cheaper_to_look_up_are_looked_up(
+    tmp_path: Path, redis_server: str, database: Any
+) -> None:
+    slow = PEOPLE_HANDLER.replace("answers = []", "answers = []\n    time.sleep(0.001 * len(rows))")
+    bundle = write_bundle(
+        tmp_path,
+        name="people",
+        signature=PEOPLE_SIGNATURE,
+        serving={"runtime": {"kind": "handler"}, "cache": {**PATIENT, "redis": "when_cheaper"}},
+        files={"handler.py": slow},
+    )
+    with threaded(bundle, redis_url=redis_server) as server, server.client() as client:
+        ask(client, person("Ada"))
+        assert eventually(lambda: len(database.keys("predictions:*")) == 1)
 
 
 def test_recent_answers_last_for_half_of_their_lifetime_at_least_and_the_whole_at_most() -> None:
