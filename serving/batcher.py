@@ -50,30 +50,49 @@ class Observer(Protocol):
     def batch(self, rows: int, seconds: float | None, waits: list[float]) -> None: ...
 
 
+class Reply:
+    """Stands in for a future that nobody awaits: calls `then` with the outcome in the turn of the event loop
+    in which it is known. Waking a task takes two turns and costs as much as decoding a small request."""
+
+    __slots__ = ("_afterwards", "_done", "_then")
+
+    def __init__(self, then: Callable[[Result | Problem], None]) -> None:
+        self._then = then
+        self._done = False
+        self._afterwards: Callable[[Any], object] | None = None
+
+    def done(self) -> bool:
+        return self._done
+
+    def set_result(self, outcome: Any) -> None:
+        self._done = True
+        try:
+            self._then(outcome)
+        except Exception:  # the other requests of the batch wait for theirs
+            logger.exception("an answer could not be given")
+        if self._afterwards is not None:
+            self._afterwards(self)
+
+    set_exception = set_result
+
+    def add_done_callback(self, callback: Callable[[Any], object]) -> None:
+        """One is enough: for the watcher of clients that leave."""
+        self._afterwards = callback
+
+
 class Entry:
     """A request in the queue: `taken` rows are in batches, `done` rows have come back."""
 
-    __slots__ = (
-        "background",
-        "count",
-        "deadline",
-        "done",
-        "enqueued",
-        "future",
-        "gone",
-        "outcomes",
-        "payload",
-        "size",
-        "taken",
-        "watcher",
-    )
+    watcher: asyncio.Task[None] | None = None
+    taken = 0
+    done = 0
 
     def __init__(
         self,
         payload: Payload,
         deadline: float,
         enqueued: float,
-        future: asyncio.Future[Any],
+        future: asyncio.Future[Any] | Reply,
         gone: Callable[[], Awaitable[None]] | None,
         background: bool,
     ) -> None:
@@ -85,9 +104,6 @@ class Entry:
         self.future = future
         self.gone = gone
         self.background = background
-        self.watcher: asyncio.Task[None] | None = None
-        self.taken = 0
-        self.done = 0
         self.outcomes: list[Outcome] = []
 
 
@@ -152,6 +168,27 @@ class Batcher:
         it returns, the client has left, and the rows that have not started never run. Raises Unavailable when
         the queue is full or the deadline cannot be met.
         """
+        future: asyncio.Future[Result] = self._loop.create_future()
+        self._enter(payload, deadline, gone, future)
+        return future
+
+    def submit_then(
+        self,
+        payload: Payload,
+        deadline: float,
+        gone: Callable[[], Awaitable[None]] | None,
+        then: Callable[[Result | Problem], None],
+    ) -> None:
+        """As `submit`, with a function that is called with the outcome."""
+        self._enter(payload, deadline, gone, Reply(then))
+
+    def _enter(
+        self,
+        payload: Payload,
+        deadline: float,
+        gone: Callable[[], Awaitable[None]] | None,
+        future: asyncio.Future[Any] | Reply,
+    ) -> None:
         spec = self._spec
         now = self._clock()
         if self.pending_rows:
@@ -160,24 +197,27 @@ class Batcher:
                 or self.pending_bytes + payload.size > spec.max_pending_bytes
             ):
                 raise Unavailable("the queue is full", reason="full", retry_after=self._retry_after(now))
-            wait = self.expected_wait(payload.count, now)
-            if now + wait > deadline:
-                raise Unavailable(
-                    f"about {wait:.2f} s of work wait before this request; its deadline is sooner",
-                    reason="hopeless",
-                    retry_after=self._retry_after(now),
-                )
+            # Where the next batch has room, the wait is the batch's own time, as for the first request.
+            if self._running or self.pending_rows + payload.count > spec.max_rows:
+                wait = self.expected_wait(payload.count, now)
+                if now + wait > deadline:
+                    raise Unavailable(
+                        f"about {wait:.2f} s of work wait before this request; its deadline is sooner",
+                        reason="hopeless",
+                        retry_after=self._retry_after(now),
+                    )
         elif payload.count > spec.max_pending_rows or payload.size > spec.max_pending_bytes:
             raise Unavailable("the request is larger than the whole queue", reason="full", retry_after=1)
-        entry = Entry(payload, deadline, now, self._loop.create_future(), gone, False)
+        entry = Entry(payload, deadline, now, future, gone, False)
         self.pending_rows += entry.count
         self.pending_bytes += entry.size
         self._online.append(entry)
-        self._wake()
-        self._due = min(self._due, deadline)
+        if not (self._scheduled and self._sweeping):
+            self._wake()
+        if deadline < self._due:
+            self._due = deadline
         if self._parked is not None and self.pending_rows >= spec.max_rows:
             self._unpark()
-        return entry.future
 
     def announce(self, requests: int) -> None:
         """So many requests may submit rows very soon (they are being looked up): a batch that is gathering
@@ -346,6 +386,14 @@ class Batcher:
                 _resolve(entry, Expired("the deadline passed before the model was free"))
                 self._release(entry, entry.count - entry.taken)
                 continue
+            if entry.taken == 0 and entry.count <= most_rows - rows and entry.size <= most_bytes - size:
+                # Nearly all: the whole request has room.
+                lane.popleft()
+                entry.taken = entry.count
+                members.append((entry, 0, entry.count))
+                rows += entry.count
+                size += entry.size
+                continue
             row_bytes = entry.size / entry.count
             fits = most_rows - rows
             if row_bytes * min(fits, entry.count - entry.taken) + size > most_bytes:
@@ -377,12 +425,16 @@ class Batcher:
         rows = 0
         for (entry, start, stop), outcome in zip(members, outcomes, strict=True):
             rows += stop - start
-            entry.done += stop - start
-            self._release(entry, stop - start)
             if entry.background or start > 0 or stop < entry.count:
+                entry.done += stop - start
+                self._release(entry, stop - start)
                 self._collect(entry, outcome)
-            elif not entry.future.done():
-                _resolve(entry, outcome)
+                continue
+            self.pending_rows -= entry.count
+            self.pending_bytes -= entry.size
+            _resolve(entry, outcome)
+        if not self.pending_rows:
+            self.pending_bytes = 0  # shares of split requests are rounded
         if seconds is not None:
             self.cost.observe(rows, seconds)
         self._observer.batch(rows, seconds, waits)
@@ -416,7 +468,7 @@ class Batcher:
         self.pending_rows -= rows
         self.pending_bytes -= entry.size * rows // entry.count
         if not self.pending_rows:
-            self.pending_bytes = 0  # shares of split requests are rounded
+            self.pending_bytes = 0
 
     # ---- deadlines and clients that leave
 

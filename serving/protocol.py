@@ -208,13 +208,15 @@ class GuardedProtocol(HttpToolsProtocol):
         scope: dict[str, Any] = {
             "method": self._method.decode("ascii"),
             "path": self.url.decode("ascii"),
-            "headers": self._head,
             "client": self.client,
         }
-        keep_alive = self.parser.get_http_version() != "1.0" and self.parser.should_keep_alive()
+        headers = dict(self._head)
+        keep_alive = self.parser.should_keep_alive()
+        if keep_alive and b"connection" in headers:  # else it is not 1.0, and asking takes its time
+            keep_alive = self.parser.get_http_version() != "1.0"
         parts, self._body = self._body, []
         body = parts[0] if len(parts) == 1 else b"".join(parts)
-        request = WholeRequest(self, scope, body, keep_alive, self._default_lines())
+        request = WholeRequest(self, scope, headers, body, keep_alive, self._default_lines())
         self.cycle = cast(Any, request)
         self._application.whole(request, handler)
 

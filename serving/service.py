@@ -10,7 +10,7 @@ import gc
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import StrEnum
 from functools import partial
 from typing import Any
@@ -23,7 +23,7 @@ from serving.cache import PredictionCache
 from serving.codec import invalid
 from serving.engine import RecordEngine
 from serving.errors import BadRequest, Invalid, Problem, StartupError, Unavailable
-from serving.exchange import JSON, Answer, BodyReader, Call, check_json_type, decompressed, fitting
+from serving.exchange import JSON, Answer, BodyReader, Call, check_json_type, decompressed, failed, fitting
 from serving.jobs.chunks import Chunks
 from serving.jobs.runner import JobRunner
 from serving.jobs.table import JobTable, Release
@@ -35,6 +35,7 @@ from serving.rows import Payload, Result, joined_payload
 from serving.samples import OutcomeWriter, Sampler
 from serving.settings import Settings
 from serving.shadow import Shadow
+from serving.spec import LimitsSpec
 from serving.telemetry import Telemetry
 from serving.tracing import Tracer
 
@@ -60,17 +61,6 @@ class Feedback(msgspec.Struct, forbid_unknown_fields=True):
     outcomes: list[Any]
 
 
-class Begun:
-    """A /predict whose rows are on their way through the model. `keys`: what its answer is remembered by."""
-
-    __slots__ = ("future", "keys", "payload")
-
-    def __init__(self, payload: Payload, keys: list[bytes] | None, future: asyncio.Future[Result]) -> None:
-        self.payload = payload
-        self.keys = keys
-        self.future = future
-
-
 class Service:
     """One release in one process."""
 
@@ -94,7 +84,7 @@ class Service:
         self.guarded = self._keys is not None or settings.rate_limit > 0
         """Whether `admit` has anything to check."""
         self.prompt = not self.guarded
-        """Whether a /predict waits for nothing but the model: then `begin` and `prediction` can answer it."""
+        """Whether a /predict waits for nothing but the model: then `predict_promptly` can answer it."""
         self._bodies = BodyReader(10.0)
         self.version_header = (b"x-model-version", settings.version.encode())
 
@@ -249,51 +239,66 @@ class Service:
 
     async def predict(self, call: Call) -> Answer:
         """POST /predict."""
-        limit = self.model.spec.serving.limits.max_body_bytes
+        limits = self.model.spec.serving.limits
         check_json_type(call.headers)
-        call.body = await self._bodies.read(call, limit)
-        payload, deadline = self._asked(call)
+        call.body = await self._bodies.read(call, limits.max_body_bytes)
+        payload, deadline = self._asked(call, limits)
         cache = self._cache
-        if cache is None or not cache.asks:
-            begun = self._submitted(call, payload, deadline)
-            return begun if isinstance(begun, Answer) else self.prediction(call, begun, await begun.future)
-        fragments, hit = await cache.fragments(
-            payload, deadline, lambda part, rows: self.run(part, call, deadline, rows)
-        )
-        return self._predicted(call, _joined(fragments), hit)
+        if cache is not None and cache.asks:
+            fragments, hit = await cache.fragments(
+                payload, deadline, lambda part, rows: self.run(part, call, deadline, rows)
+            )
+            return self._predicted(call, _joined(fragments), hit)
+        known, keys = self._remembered(call, payload)
+        if known is not None:
+            return known
+        return self._prediction(call, payload, keys, await self.batcher.submit(payload, deadline, call.gone))
 
-    def begin(self, call: Call) -> Begun | Answer:
-        """The first half of a prompt /predict whose body is there. Problem when its rows cannot be taken."""
+    def predict_promptly(self, call: Call, done: Callable[[Answer], None]) -> Answer | None:
+        """POST /predict without a task, where `prompt` says so and the body is here. The answer, or None when
+        `done` will be called with it, some time soon. Raises a Problem when the rows cannot be taken."""
         assert call.body is not None
+        limits = self.model.spec.serving.limits
         check_json_type(call.headers)
-        fitting(call.body, self.model.spec.serving.limits.max_body_bytes)
-        return self._submitted(call, *self._asked(call))
+        fitting(call.body, limits.max_body_bytes)
+        payload, deadline = self._asked(call, limits)
+        known, keys = self._remembered(call, payload)
+        if known is not None:
+            return known
 
-    def prediction(self, call: Call, begun: Begun, result: Result) -> Answer:
-        """The second half."""
+        def computed(outcome: Result | Problem) -> None:
+            try:
+                if isinstance(outcome, Problem):
+                    raise outcome
+                answer = self._prediction(call, payload, keys, outcome)
+            except Exception as error:
+                answer = failed(call, error)
+            done(answer)
+
+        self.batcher.submit_then(payload, deadline, call.gone, computed)
+        return None
+
+    def _remembered(self, call: Call, payload: Payload) -> tuple[Answer | None, list[bytes]]:
+        """The answer, if all rows are in memory, and the keys it is remembered by: none without a cache."""
+        if self._cache is None:
+            return None, []
+        keys, fragments = self._cache.remembered(payload)
+        return None if fragments is None else self._predicted(call, _joined(fragments), hit=True), keys
+
+    def _prediction(self, call: Call, payload: Payload, keys: list[bytes], result: Result) -> Answer:
         if self._sampler is not None:
-            self._sampler.offer(call.request_id, begun.payload, result)
-        if begun.keys is None:
-            return self._predicted(call, self.model.codec.encode(result))
-        assert self._cache is not None
-        return self._predicted(call, _joined(self._cache.remember(begun.keys, result)))
+            self._sampler.offer(call.request_id, payload, result)
+        if self._cache is not None and keys:
+            return self._predicted(call, _joined(self._cache.remember(keys, result)))
+        return self._predicted(call, self.model.codec.encode(result))
 
-    def _submitted(self, call: Call, payload: Payload, deadline: float) -> Begun | Answer:
-        keys = None
-        if self._cache is not None:
-            keys, fragments = self._cache.remembered(payload)
-            if fragments is not None:
-                return self._predicted(call, _joined(fragments), hit=True)
-        return Begun(payload, keys, self.batcher.submit(payload, deadline, call.gone))
-
-    def _asked(self, call: Call) -> tuple[Payload, float]:
+    def _asked(self, call: Call, limits: LimitsSpec) -> tuple[Payload, float]:
         """The rows in a body that has been read, and when their answer is due."""
-        model, encoding = self.model, call.headers.get(b"content-encoding")
-        limits = model.spec.serving.limits
+        encoding = call.headers.get(b"content-encoding")
         assert call.body is not None
         if encoding is not None:
             call.body = decompressed(call.body, encoding, limits.max_body_bytes)
-        return model.codec.decode(call.body), call.deadline(limits.timeout_seconds)
+        return self.model.codec.decode(call.body), call.deadline(limits.timeout_seconds)
 
     def _predicted(self, call: Call, content: bytes, hit: bool = False) -> Answer:
         shadow = self._shadow

@@ -34,6 +34,7 @@ class WholeRequest:
         "_event",
         "body",
         "disconnected",
+        "headers",
         "keep_alive",
         "loop",
         "response_complete",
@@ -42,7 +43,13 @@ class WholeRequest:
     )
 
     def __init__(
-        self, connection: Connection, scope: Scope, body: bytes, keep_alive: bool, defaults: bytes
+        self,
+        connection: Connection,
+        scope: Scope,
+        headers: dict[bytes, bytes],
+        body: bytes,
+        keep_alive: bool,
+        defaults: bytes,
     ) -> None:
         self._connection: Connection | None = connection
         # Asking asyncio for the loop is a system call each time.
@@ -50,6 +57,7 @@ class WholeRequest:
         self._defaults = defaults
         self._event: asyncio.Event | None = None
         self.scope = scope
+        self.headers = headers
         self.body = body
         self.keep_alive = keep_alive
         self.disconnected = False
@@ -70,20 +78,21 @@ class WholeRequest:
         await self.message_event.wait()
         return {"type": "http.disconnect"}
 
-    def respond(self, answer: Answer, own: bytes, *, close: bool) -> None:
+    def respond(self, answer: Answer, request_id: bytes, own: bytes, *, close: bool) -> None:
         """Write a whole answer. `own`: more header lines; `close`: it is the last."""
-        close = close or not self.keep_alive
-        if close and CLOSE not in answer.headers:
-            own += header_lines((CLOSE,))
-        head = b"%s%scontent-type: %s\r\ncontent-length: %d\r\n%s%s\r\n" % (
+        headers = answer.headers
+        if close or not self.keep_alive:
+            headers = (*(header for header in headers if header != CLOSE), CLOSE)
+        head = b"%s%scontent-type: %s\r\ncontent-length: %d\r\nx-request-id: %s\r\n%s%s\r\n" % (
             STATUS_LINE[answer.status],
             self._defaults,
             answer.content_type,
             len(answer.body),
-            header_lines(answer.headers) if answer.headers else b"",
+            request_id,
             own,
+            header_lines(headers) if headers else b"",
         )
-        self._end(head, answer.body, close=close or CLOSE in answer.headers)
+        self._end(head, answer.body, close=CLOSE in headers)
 
     def drop(self) -> None:
         """End the connection without an answer."""

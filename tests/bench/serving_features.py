@@ -26,6 +26,9 @@ from serving_load import (
 )
 from serving_subjects import write_bundle
 
+_ROWS = 50_000
+"""More than any of the servers answers within the second for which it remembers them."""
+
 
 def features(folder: Path, connections: int, seconds: float, rounds: int) -> None:
     """What the optional parts cost: each alone, then all together. Every body is new to the cache, or one of
@@ -35,7 +38,7 @@ def features(folder: Path, connections: int, seconds: float, rounds: int) -> Non
     other machines otherwise, would take turns with them on it. The second server with nothing on tells how
     much of a difference is chance.
     """
-    rows = bodies("instances", random_rows(20_000))
+    rows = bodies("instances", random_rows(_ROWS))
     hot = rows[:100]
     misses = write_script(folder / "misses", rows)
     hits = write_script(folder / "hits", hot)
