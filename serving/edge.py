@@ -124,8 +124,8 @@ class Edge:
         except Exception as error:
             answer = failed(call, error)
         if answer is not None:
-            # In the next turn, after all that this one has to read: answering each request as it is read wakes
-            # its client each time, and costs half as much again.
+            # In the next turn, after all that this one has to read: answering each request as it is read
+            # wakes its client each time, and costs half as much again.
             request.loop.call_soon(finish, answer)
 
     async def _whole(self, request: WholeRequest, handler: Handler, call: Call) -> None:
