@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -69,16 +69,6 @@ def test_prometheus_hangs(world: World) -> None:
     story.ends(version, State.PROMOTED, serving=version)
 
 
-def test_the_prefect_server_is_stopped(world: World) -> None:
-    story = world.story(f"Prefect server stopped for {AWAY_SECONDS} s")
-    version, _ = world.promote()
-    world.at_weight(version, 10)
-    story.strikes()
-    with world.without("prefect"):
-        time.sleep(AWAY_SECONDS)
-    story.ends(version, State.PROMOTED, serving=version)
-
-
 def test_postgresql_is_stopped(world: World) -> None:
     before, story = world.stable, world.story(f"PostgreSQL stopped for {AWAY_SECONDS} s")
     version, _ = world.promote()
@@ -93,13 +83,32 @@ def test_postgresql_is_stopped(world: World) -> None:
     story.ends(version, State.PROMOTED, State.FAILED, serving=serving)
 
 
-def test_redis_hangs_and_alertmanager_and_the_artifact_store_are_gone(world: World) -> None:
-    """Together: no verdict hangs on any of the three."""
-    story = world.story(f"Redis hangs, Alertmanager and artifact store away for {AWAY_SECONDS} s")
+def away(world: World, part: str) -> AbstractContextManager[None]:
+    """Each in its own way of being away."""
+    if part == "redis":
+        return suspended(world, part)
+    if part == "artifacts":
+        return moved_away(world.settings.state / part)
+    return world.without(part)
+
+
+NO_VERDICT_NEEDS = ("prefect", "redis", "alertmanager", "artifacts")
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        pytest.param(NO_VERDICT_NEEDS, id="together"),
+        *(pytest.param((part,), id=part, marks=pytest.mark.thorough) for part in NO_VERDICT_NEEDS),
+    ],
+)
+def test_parts_that_no_verdict_needs(world: World, parts: tuple[str, ...]) -> None:
+    story = world.story(f"{', '.join(parts)} away for {AWAY_SECONDS} s")
     version, _ = world.promote()
     world.at_weight(version, 10)
     story.strikes()
-    artifacts = world.settings.state / "artifacts"
-    with suspended(world, "redis"), world.without("alertmanager"), moved_away(artifacts):
+    with ExitStack() as gone:
+        for part in parts:
+            gone.enter_context(away(world, part))
         time.sleep(AWAY_SECONDS)
     story.ends(version, State.PROMOTED, serving=version)

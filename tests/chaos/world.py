@@ -19,7 +19,17 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    DeploymentFilter,
+    DeploymentFilterName,
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import StateType
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Cancelled
 
 from flows.adapters import stack
 from flows.domain.errors import DependencyDown
@@ -246,6 +256,17 @@ class World:
         finally:
             for name in parts:
                 supervisor.start(name)
+
+    def cancel_scheduled(self, deployment: str) -> None:
+        """Runs of this deployment that a worker would take up when it comes back never happen."""
+        with get_client(sync_client=True) as client:
+            for run in client.read_flow_runs(
+                flow_run_filter=FlowRunFilter(
+                    state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.SCHEDULED]))
+                ),
+                deployment_filter=DeploymentFilter(name=DeploymentFilterName(any_=[deployment])),
+            ):
+                client.set_flow_run_state(run.id, Cancelled(), force=True)
 
     def part(self, name: str) -> psutil.Process:
         (found,) = [part for part in stack.status(self.settings) if part.name == name]
