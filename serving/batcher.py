@@ -70,14 +70,18 @@ class Reply:
             self._then(outcome)
         except Exception:  # the other requests of the batch wait for theirs
             logger.exception("an answer could not be given")
-        if self._afterwards is not None:
-            self._afterwards(self)
+        afterwards, self._afterwards = self._afterwards, None
+        if afterwards is not None:
+            afterwards(self)
 
     set_exception = set_result
 
     def add_done_callback(self, callback: Callable[[Any], object]) -> None:
         """One is enough: for the watcher of clients that leave."""
-        self._afterwards = callback
+        if self._done:
+            callback(self)
+        else:
+            self._afterwards = callback
 
 
 class Entry:
@@ -198,7 +202,11 @@ class Batcher:
             ):
                 raise Unavailable("the queue is full", reason="full", retry_after=self._retry_after(now))
             # Where the next batch has room, the wait is the batch's own time, as for the first request.
-            if self._running or self.pending_rows + payload.count > spec.max_rows:
+            if (
+                self._running
+                or self.pending_rows + payload.count > spec.max_rows
+                or self.pending_bytes + payload.size > spec.max_bytes
+            ):
                 wait = self.expected_wait(payload.count, now)
                 if now + wait > deadline:
                     raise Unavailable(
@@ -476,16 +484,22 @@ class Batcher:
         """While something waits: expire it on time, and watch for clients that leave."""
         now = self._clock()
         kept: deque[Entry] = deque()
+        late: list[Entry] = []
         for entry in self._online:
-            if not entry.future.done() and now > entry.deadline:
-                _resolve(entry, Expired("the deadline passed before the model was free"))
-            if entry.future.done() and entry.taken == 0:
+            over = entry.future.done()
+            if not over and now > entry.deadline:
+                late.append(entry)
+                over = True
+            if over and entry.taken == 0:
                 self._release(entry, entry.count)
                 continue
             kept.append(entry)
-            if entry.gone is not None and entry.watcher is None and now - entry.enqueued > _SWEEP_SECONDS / 2:
+            unwatched = entry.gone is not None and entry.watcher is None
+            if not over and unwatched and now - entry.enqueued > _SWEEP_SECONDS / 2:
                 entry.watcher = self._loop.create_task(_watch(entry))
         self._online = kept
+        for entry in late:
+            _resolve(entry, Expired("the deadline passed before the model was free"))
         for entry in self._active:
             if now > entry.deadline:
                 _resolve(entry, Expired("the deadline passed while the model was running"))
@@ -500,10 +514,18 @@ class Batcher:
 
 async def _watch(entry: Entry) -> None:
     assert entry.gone is not None
-    entry.future.add_done_callback(lambda _: entry.watcher.cancel() if entry.watcher is not None else None)
+    if entry.future.done():
+        return
+    entry.future.add_done_callback(lambda _: _stop_watching(entry))
     await entry.gone()
     if not entry.future.done():
         entry.future.set_exception(ClientGone("the client closed the connection"))
+
+
+def _stop_watching(entry: Entry) -> None:
+    watcher, entry.watcher = entry.watcher, None
+    if watcher is not None:
+        watcher.cancel()
 
 
 def _resolve(entry: Entry, outcome: Outcome) -> None:

@@ -123,6 +123,8 @@ class GuardedProtocol(HttpToolsProtocol):
             head = self._head_without_offer()
             self._offered = False
             self.parser = httptools.HttpRequestParser(self)
+            # As uvicorn's own: what follows a connection's last request is no fault of that request.
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
             self.parser.feed_data(head)
             try:
                 self.parser.feed_data(rest)
@@ -136,7 +138,7 @@ class GuardedProtocol(HttpToolsProtocol):
             if name == b"connection":
                 options = [option.strip() for option in value.split(b",")]
                 value = b", ".join(option for option in options if option.lower() not in _OFFER)
-            if value and name not in _OFFER:
+            if name not in _OFFER and (value or name != b"connection"):
                 kept.append((name, value))
         version = self.parser.get_http_version().encode()
         return b"%s %s HTTP/%s\r\n%s\r\n" % (self._method, self.url, version, header_lines(kept))
@@ -212,7 +214,8 @@ class GuardedProtocol(HttpToolsProtocol):
         }
         headers = dict(self._head)
         keep_alive = self.parser.should_keep_alive()
-        if keep_alive and b"connection" in headers:  # else it is not 1.0, and asking takes its time
+        if keep_alive and (b"connection" in headers or b"proxy-connection" in headers):
+            # Without either it is not 1.0, and asking takes its time.
             keep_alive = self.parser.get_http_version() != "1.0"
         parts, self._body = self._body, []
         body = parts[0] if len(parts) == 1 else b"".join(parts)

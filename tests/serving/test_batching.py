@@ -278,6 +278,46 @@ def test_a_deadline_passes_while_the_model_runs() -> None:
     play(scenario, seconds=0.5)
 
 
+@pytest.mark.parametrize("mode", ["inline", "thread"])
+def test_nobody_is_watched_after_the_answer(mode: str) -> None:
+    async def scenario(batcher: Batcher, _: Doubler) -> None:
+        outcomes: list[Result | Problem] = []
+        never = asyncio.Event()
+
+        async def gone() -> None:
+            await never.wait()
+
+        for value in range(40):
+            batcher.submit_then(rows(value), soon(), gone, outcomes.append)
+        watched = 0
+        while len(outcomes) < 40:
+            await asyncio.sleep(0.001)
+            watched = max(watched, len(asyncio.all_tasks()) - 1)
+        assert watched > 0
+        await asyncio.sleep(0.05)
+        assert len(asyncio.all_tasks()) == 1
+        assert [answers(outcome) for outcome in outcomes if not isinstance(outcome, Problem)] == [
+            [2.0 * value] for value in range(40)
+        ]
+        assert (batcher.pending_rows, batcher.pending_bytes) == (0, 0)
+
+    play(scenario, seconds=0.011, mode=mode)
+
+
+def test_an_answer_that_cannot_be_given_disturbs_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(batcher: Batcher, model: Doubler) -> None:
+        def broken(_: Result | Problem) -> None:
+            raise RuntimeError("the connection is in an odd state")
+
+        batcher.submit_then(rows(1), soon(), None, broken)
+        assert answers(await batcher.submit(rows(2), soon())) == [4]
+        assert model.batches == [[1, 2]]
+        assert batcher.pending_rows == 0
+
+    play(scenario)
+    assert "an answer could not be given" in caplog.text
+
+
 def test_clients_that_leave_and_tasks_that_are_cancelled_free_the_queue() -> None:
     async def scenario(batcher: Batcher, model: Doubler) -> None:
         first = batcher.submit(rows(1), soon())

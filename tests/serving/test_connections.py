@@ -72,6 +72,12 @@ def test_offers_to_upgrade_are_ignored_in_a_pipeline_too(affine_server: Threaded
         assert received.count(b"[[3.0,5.0,7.0]]") == 1000
 
 
+def test_an_offer_takes_no_other_header_with_it(affine_server: ThreadedServer) -> None:
+    with connected(affine_server) as connection:
+        connection.sendall(PREDICT.replace(b"host: x", OFFER + b"\r\nx-request-timeout:"))
+        assert read_until(connection, b"}").startswith(b"HTTP/1.1 400 Bad Request")
+
+
 def test_a_client_that_takes_us_for_a_proxy_is_refused(affine_server: ThreadedServer) -> None:
     with connected(affine_server) as connection:
         connection.sendall(b"CONNECT example.com:443 HTTP/1.1\r\nhost: example.com:443\r\n\r\n")
@@ -140,9 +146,16 @@ def test_requests_that_arrive_whole_and_in_pieces_get_the_same_answer(
     "request_bytes",
     [
         pytest.param(PREDICT.replace(b"HTTP/1.1", b"HTTP/1.0"), id="HTTP/1.0"),
+        pytest.param(
+            PREDICT.replace(b"1.1\r\n", b"1.0\r\nproxy-connection: keep-alive\r\n"), id="HTTP/1.0 by a proxy"
+        ),
         pytest.param(PREDICT.replace(b"host: x", b"host: x\r\nconnection: close"), id="close"),
         pytest.param(PREDICT.replace(b"host: x", OFFER + b"\r\nconnection: close"), id="close after all"),
         pytest.param(PREDICT.replace(b"host: x", OFFER.replace(b"Upg", b"close, upg")), id="close and offer"),
+        pytest.param(
+            PREDICT.replace(b"host: x", OFFER.replace(b"Upg", b"close, upg")) + PREDICT,
+            id="close, offer, and what nobody reads",
+        ),
     ],
 )
 def test_the_last_answer_of_a_connection_says_so(affine_server: ThreadedServer, request_bytes: bytes) -> None:
@@ -192,7 +205,8 @@ def test_nothing_of_a_request_outlives_its_connection(affine_server: ThreadedSer
         until = time.monotonic() + 5
         while time.monotonic() < until and any(len(kept(kind)) > count for kind, count in before.items()):
             time.sleep(0.05)
-        assert {kind: len(kept(kind)) for kind in before} == before
+        # Fewer when a connection of an earlier test has ended meanwhile.
+        assert {kind: len(kept(kind)) for kind, count in before.items() if len(kept(kind)) > count} == {}
     finally:
         gc.enable()
 
