@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -127,8 +128,10 @@ class Story:
             share = max(
                 e.detail["weight"] for e in world.plane.registry.events(MODEL, ended) if e.kind == "weight"
             )
+            # The gateway draws for each request, so more than the share may have gone there by chance.
             sent = RATE * (time.time() - self._struck_at) * share / 100
-            assert len(failures) <= sent, f"{len(failures)} failed of about {sent:.0f} sent to the release"
+            most = sent + 4 * math.sqrt(sent) + 1
+            assert len(failures) <= most, f"{len(failures)} failed of about {sent:.0f} sent to the release"
         else:
             assert failures == []
         return ended
