@@ -30,6 +30,7 @@ from serving.cost import BatchCost
 from serving.engine import Engine
 from serving.errors import ClientGone, Expired, Problem, Unavailable
 from serving.execution import ModelThread, Outcome, RowsFailed, run_batch
+from serving.reply import Reply
 from serving.rows import Payload, Result, joined, separated
 from serving.spec import BatchingSpec
 
@@ -48,40 +49,6 @@ class Observer(Protocol):
     """Told about every batch; the metrics implement it."""
 
     def batch(self, rows: int, seconds: float | None, waits: list[float]) -> None: ...
-
-
-class Reply:
-    """Stands in for a future that nobody awaits: calls `then` with the outcome in the turn of the event loop
-    in which it is known. Waking a task takes two turns and costs as much as decoding a small request."""
-
-    __slots__ = ("_afterwards", "_done", "_then")
-
-    def __init__(self, then: Callable[[Result | Problem], None]) -> None:
-        self._then = then
-        self._done = False
-        self._afterwards: Callable[[Any], object] | None = None
-
-    def done(self) -> bool:
-        return self._done
-
-    def set_result(self, outcome: Any) -> None:
-        self._done = True
-        try:
-            self._then(outcome)
-        except Exception:  # the other requests of the batch wait for theirs
-            logger.exception("an answer could not be given")
-        afterwards, self._afterwards = self._afterwards, None
-        if afterwards is not None:
-            afterwards(self)
-
-    set_exception = set_result
-
-    def add_done_callback(self, callback: Callable[[Any], object]) -> None:
-        """One is enough: for the watcher of clients that leave."""
-        if self._done:
-            callback(self)
-        else:
-            self._afterwards = callback
 
 
 class Entry:

@@ -2,11 +2,13 @@
 
 Each row is cached by itself, so a request may be half cached. The key covers everything that decides the
 answer: model, version, the bundle's digest, the processing version, and the canonical bytes of the inputs.
-There is no invalidation: another bundle has other keys, and the rest is the time to live. What this process
-has seen within the last second it does not ask for again.
+There is no invalidation: another bundle has other keys, and the rest is the time to live.
 
-A lookup is not free: it takes a small model longer than the answer. With `redis: when_cheaper` such rows are
-not looked up, and the last second is all that is remembered.
+A lookup is not free: it takes a small model longer than the answer. With `redis: when_cheaper` its rows are
+not looked up, and the requests of the last second (recent.py) are all that is remembered.
+
+Nobody awaits here what a usual request (one row, and no equal one under way) waits for: each step calls the
+next one, which takes a third of the time of a task.
 
 Redis may be gone or slow at any time. Then rows are computed as if nothing were cached.
 """
@@ -17,13 +19,14 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Protocol
 
 from serving.coalesce import Coalescer
 from serving.codec import Codec
-from serving.errors import Expired
+from serving.errors import Expired, Problem
 from serving.model import LoadedModel
-from serving.recent import RecentAnswers
 from serving.redis_link import RedisAbsent, RedisLink
 from serving.redis_wire import bulk, packed
 from serving.rows import Payload, Result
@@ -39,18 +42,46 @@ _STORE = b"for i, key in ipairs(KEYS) do redis.call('SET', key, ARGV[i], 'EX', A
 """One command for all writes of a while: building one for each would cost more than the prediction."""
 _MGET, _EVAL, _SCRIPT = bulk(b"MGET"), bulk(b"EVAL"), bulk(_STORE)
 _DIGEST_BYTES = 20
-_RECENT_SECONDS = 1.0
-"""By so much an answer from Redis may outlive its time there."""
 _LOOKUP_SECONDS = 20e-6
 """CPU time of this process for a row that is looked up, not found, and stored, in trips of many rows
 (`make bench-serving`, features: all misses less none)."""
-_FIRST = (0,)
-Compute = Callable[[Payload, Sequence[int]], Awaitable[Result]]
-"""Runs some rows of a request; told which rows of it they are."""
 
 
-class PredictionCache:
-    """`announce` tells the batcher how many requests are being looked up, and may soon need the model."""
+class Question(Protocol):
+    """A request that an answer is looked for. One of `found` and `failed` is called, once."""
+
+    payload: Payload
+    deadline: float
+
+    def compute(
+        self, payload: Payload, rows: Sequence[int] | None, then: Callable[[Result | Problem], None]
+    ) -> None:
+        """Run some rows of the request, told which rows of it they are when not all, and call the function
+        with what came of it. Raises a Problem when they cannot be taken."""
+
+    def found(self, fragments: list[bytes], hit: bool) -> None:
+        """Each row's prediction as JSON, and whether none had to be computed for this request."""
+
+    def failed(self, error: Exception) -> None:
+        """There is no answer."""
+
+
+def pays(loaded: LoadedModel) -> bool:
+    """Whether the spec wants these rows to be looked up: always, or only if the model takes longer."""
+    row_seconds = loaded.row_seconds()
+    if row_seconds is None or row_seconds >= _LOOKUP_SECONDS:
+        return True
+    if loaded.spec.serving.cache.redis == "when_cheaper":
+        return False
+    logger.info(
+        "a lookup in Redis takes longer than the model; `serving.cache.redis: when_cheaper` saves it",
+        extra={"row_seconds": row_seconds, "lookup_seconds": _LOOKUP_SECONDS},
+    )
+    return True
+
+
+class RedisCache:
+    """Remembers for the spec's time to live what any replica has answered."""
 
     def __init__(
         self,
@@ -64,109 +95,101 @@ class PredictionCache:
         self._loop = asyncio.get_running_loop()
         self._link = link
         self._spec = spec.serving.cache
-        self._announce = announce
-        row_seconds = loaded.row_seconds()
-        cheap = row_seconds is not None and row_seconds < _LOOKUP_SECONDS
-        self.asks = not cheap or self._spec.redis == "always"
-        """Whether Redis is asked, by `fragments`, or the memory of this process alone, by `remembered`."""
-        if cheap and self.asks:
-            logger.info(
-                "a lookup in Redis takes longer than the model; `serving.cache.redis: when_cheaper` saves it",
-                extra={"row_seconds": row_seconds, "lookup_seconds": _LOOKUP_SECONDS},
-            )
         self._codec: Codec = loaded.codec
         self._telemetry = telemetry
+        self._announce = announce
         release = "\0".join((spec.name, version, loaded.bundle.sha256, spec.serving.processing_version))
         identity = hashlib.blake2b(release.encode(), digest_size=32).digest()
         self._hash = hashlib.blake2b(digest_size=_DIGEST_BYTES, key=identity)
         prefix = f"predictions:{spec.name}-v{version}:".encode()
         # All keys have one length, so the part before the digest is packed once for all of them.
         self._head = b"$%d\r\n%s" % (len(prefix) + _DIGEST_BYTES, prefix)
-        self._recent = RecentAnswers(_RECENT_SECONDS)
         self._lookups: Coalescer[bytes, bytes | None] = Coalescer(self._fetch)
         self._writes: list[tuple[bytes, bytes]] = []
         self._writer: asyncio.Task[None] | None = None
-        self._flying: dict[bytes, asyncio.Future[bytes]] = {}
+        self._flying: dict[bytes, asyncio.Future[bytes] | None] = {}
+        """The rows that are under way, and where somebody follows, what tells of their answers."""
+        self._tasks: set[asyncio.Task[None]] = set()
 
-    def key(self, payload: Payload, row: int) -> bytes:
+    def answer(self, question: Question) -> None:
+        """Tell the question each row's prediction as JSON, some time soon."""
+        payload = question.payload
+        keys = [self._key(payload, row) for row in range(payload.count)]
+        if len(keys) == 1 and keys[0] not in self._flying:
+            self._flying[keys[0]] = None
+            self._lookups.ask_then(keys, partial(self._looked_up, keys[0], question))
+        else:
+            task = self._loop.create_task(self._several(keys, question))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    def _key(self, payload: Payload, row: int) -> bytes:
         """The row's key, packed as an argument for Redis."""
         state = self._hash.copy()
         state.update(self._codec.canonical(payload, row))
         return b"%s%s\r\n" % (self._head, state.digest())
 
-    def remembered(self, payload: Payload) -> tuple[list[bytes], list[bytes] | None]:
-        """The rows' keys, and the predictions as JSON if all of them are in this process's memory."""
-        keys = [self.key(payload, row) for row in range(payload.count)]
-        found = [fragment for key in keys if (fragment := self._recent.get(key)) is not None]
-        if len(found) < len(keys):
-            return keys, None
-        self._telemetry.count("cache_hits", len(keys))
-        return keys, found
-
-    def remember(self, keys: Sequence[bytes], result: Result) -> list[bytes]:
-        """Keep what was computed for the rows of these keys, as JSON, which this gives."""
-        fragments = self._codec.fragments(result)
-        for key, fragment in zip(keys, fragments, strict=True):
-            if len(fragment) <= self._spec.max_value_bytes:
-                self._recent.put(key, fragment)
-        self._telemetry.count("cache_misses", len(keys))
-        return fragments
-
-    async def fragments(
-        self, payload: Payload, deadline: float, compute: Compute
-    ) -> tuple[list[bytes], bool]:
-        """Each row's prediction as JSON, and whether none had to be computed for this request."""
-        if payload.count == 1:
-            key = self.key(payload, 0)
-            recent = self._recent.get(key)
-            if recent is not None:
-                self._telemetry.count("cache_hits")
-                return [recent], True
-            if key not in self._flying:
-                return await self._single(key, payload, compute)
-            keys = [key]
-        else:
-            keys = [self.key(payload, row) for row in range(payload.count)]
-        return await self._several(keys, payload, deadline, compute)
-
     async def close(self) -> None:
         while self._writer is not None:
             await self._writer
 
-    async def _single(self, key: bytes, payload: Payload, compute: Compute) -> tuple[list[bytes], bool]:
-        """The usual request has one row, and no equal one is under way: the same as below in fewer steps."""
-        self._flying[key] = self._loop.create_future()
-        fragment: bytes | None = None
-        try:
-            [fragment] = await self._lookups.ask((key,))
-            if fragment is not None:
-                self._recent.put(key, fragment)
-                self._telemetry.count("cache_hits")
-                return [fragment], True
-            [fragment] = self._codec.fragments(await compute(payload, _FIRST))
-        finally:
-            self._land(key, fragment)
-        self._telemetry.count("cache_misses")
-        self._keep(key, fragment)
-        return [fragment], False
+    # ---- one row
 
-    async def _several(
-        self, keys: list[bytes], payload: Payload, deadline: float, compute: Compute
-    ) -> tuple[list[bytes], bool]:
+    def _looked_up(self, key: bytes, question: Question, found: Sequence[bytes | None] | Exception) -> None:
+        try:
+            if isinstance(found, Exception):
+                raise found
+            [fragment] = found
+            if fragment is None:
+                question.compute(question.payload, None, partial(self._computed, key, question))
+                return
+            self._telemetry.count("cache_hits")
+        except Exception as error:
+            self._land(key, None)
+            question.failed(error)
+        else:
+            self._land(key, fragment)
+            question.found([fragment], True)
+
+    def _computed(self, key: bytes, question: Question, outcome: Result | Problem) -> None:
+        try:
+            if isinstance(outcome, Problem):
+                raise outcome
+            [fragment] = self._codec.fragments(outcome)
+            self._keep(key, fragment)
+            self._telemetry.count("cache_misses")
+        except Exception as error:
+            self._land(key, None)
+            question.failed(error)
+        else:
+            self._land(key, fragment)
+            question.found([fragment], False)
+
+    # ---- several rows, or a row that is under way already
+
+    async def _several(self, keys: list[bytes], question: Question) -> None:
+        try:
+            fragments, hit = await self._gathered(keys, question)
+        except Exception as error:
+            question.failed(error)
+        else:
+            question.found(fragments, hit)
+
+    async def _gathered(self, keys: list[bytes], question: Question) -> tuple[list[bytes], bool]:
+        payload = question.payload
         answers: list[bytes | None] = [None] * payload.count
         mine: list[int] = []
         theirs: list[tuple[int, asyncio.Future[bytes]]] = []
         flying = self._flying
         for row, key in enumerate(keys):
-            answers[row] = self._recent.get(key)
-            if answers[row] is not None:
-                continue
-            under_way = flying.get(key)
-            if under_way is not None:
-                theirs.append((row, under_way))
-            else:
-                flying[key] = self._loop.create_future()
+            if key not in flying:
+                flying[key] = None
                 mine.append(row)
+                continue
+            under_way = flying[key]
+            if under_way is None:
+                under_way = flying[key] = self._loop.create_future()
+            theirs.append((row, under_way))
         missing: list[int] = []
         try:
             if mine:
@@ -177,17 +200,18 @@ class PredictionCache:
                         missing.append(row)
                     else:
                         answers[row] = found
-                        self._recent.put(keys[row], found)
                         self._land(keys[row], found)
             if missing:
-                await self._compute(payload, missing, keys, answers, compute)
+                await self._compute(question, missing, keys, answers)
         finally:
             for row in mine:
                 self._land(keys[row], None)
-        alone = [row for row, future in theirs if not await self._follow(row, future, deadline, answers)]
+        alone = [
+            row for row, future in theirs if not await self._follow(row, future, question.deadline, answers)
+        ]
         if alone:
             # Whoever computed these has failed or left; that says nothing about our own request.
-            await self._compute(payload, alone, keys, answers, compute)
+            await self._compute(question, alone, keys, answers)
         computed = len(missing) + len(alone)
         if computed:
             self._telemetry.count("cache_misses", computed)
@@ -196,26 +220,23 @@ class PredictionCache:
         return [answer for answer in answers if answer is not None], computed == 0
 
     async def _compute(
-        self,
-        payload: Payload,
-        rows: list[int],
-        keys: list[bytes],
-        answers: list[bytes | None],
-        compute: Compute,
+        self, question: Question, rows: list[int], keys: list[bytes], answers: list[bytes | None]
     ) -> None:
+        payload = question.payload
         part = payload if len(rows) == payload.count else payload.pick(rows)
-        result = await compute(part, rows)
+        computed: asyncio.Future[Result | Problem] = self._loop.create_future()
+        question.compute(part, rows, computed.set_result)
+        result = await computed
+        if isinstance(result, Problem):
+            raise result
         for row, fragment in zip(rows, self._codec.fragments(result), strict=True):
             answers[row] = fragment
             self._land(keys[row], fragment)
             self._keep(keys[row], fragment)
 
     def _keep(self, key: bytes, fragment: bytes) -> None:
-        """Remember it, and write it to Redis some time soon."""
-        if len(fragment) > self._spec.max_value_bytes:
-            return
-        self._recent.put(key, fragment)
-        if len(self._writes) < _MOST_WAITING_WRITES:
+        """Write it to Redis some time soon."""
+        if len(fragment) <= self._spec.max_value_bytes and len(self._writes) < _MOST_WAITING_WRITES:
             self._writes.append((key, fragment))
             if self._writer is None:
                 self._writer = self._loop.create_task(self._write())

@@ -7,6 +7,8 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
+from serving.reply import Reply
+
 Item = TypeVar("Item")
 Found = TypeVar("Found")
 
@@ -27,15 +29,22 @@ class Coalescer(Generic[Item, Found]):
     def __init__(self, flush: Callable[[list[Item]], Awaitable[Sequence[Found]]]) -> None:
         self._flush = flush
         self._loop = asyncio.get_running_loop()
-        self._waiting: list[tuple[Sequence[Item], asyncio.Future[Sequence[Found]]]] = []
+        self._waiting: list[tuple[Sequence[Item], asyncio.Future[Sequence[Found]] | Reply]] = []
         self._task: asyncio.Task[None] | None = None
 
     def ask(self, items: Sequence[Item]) -> asyncio.Future[Sequence[Found]]:
         future: asyncio.Future[Sequence[Found]] = self._loop.create_future()
+        self._enter(items, future)
+        return future
+
+    def ask_then(self, items: Sequence[Item], then: Callable[[Sequence[Found] | Exception], None]) -> None:
+        """As `ask`, with a function that is called with the outcome."""
+        self._enter(items, Reply(then))
+
+    def _enter(self, items: Sequence[Item], future: asyncio.Future[Sequence[Found]] | Reply) -> None:
         self._waiting.append((items, future))
         if self._task is None:
             self._task = self._loop.create_task(self._run())
-        return future
 
     async def _gathered(self) -> None:
         """Go on when a few turns of the loop have brought nothing, or there is enough for one trip."""

@@ -110,14 +110,13 @@ class Edge:
     def whole(self, request: WholeRequest, handler: Handler) -> None:
         """See WholeRequests."""
         call = self._begun(request.scope, request.receive, request.headers, request.body)
-        if self._service.prompt and handler is self._predict:
+        if not self._service.guarded and handler is self._predict:
             self._promptly(request, call)
         else:
             request.task = request.loop.create_task(self._whole(request, handler, call))
 
     def _promptly(self, request: WholeRequest, call: Call) -> None:
-        """A prediction that waits for nothing but the model needs no task, which would cost as much as
-        reading the body does."""
+        """A prediction needs no task, which would cost as much as reading the body does."""
         finish = partial(self._finish, request, call)
         try:
             answer = self._service.predict_promptly(call, finish)

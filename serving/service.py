@@ -9,33 +9,32 @@ import asyncio
 import gc
 import logging
 import sys
-import time
 from collections.abc import Callable, Sequence
 from enum import StrEnum
-from functools import partial
 from typing import Any
 
 import msgspec
 
 from serving.access import ApiKeys, RateLimit, client_of
 from serving.batcher import Batcher
-from serving.cache import PredictionCache
+from serving.cache import RedisCache, pays
 from serving.codec import invalid
 from serving.engine import RecordEngine
 from serving.errors import BadRequest, Invalid, Problem, StartupError, Unavailable
-from serving.exchange import JSON, Answer, BodyReader, Call, check_json_type, decompressed, failed, fitting
+from serving.exchange import Answer, BodyReader, Call, check_json_type, decompressed, fitting
 from serving.jobs.chunks import Chunks
 from serving.jobs.runner import JobRunner
 from serving.jobs.table import JobTable, Release
 from serving.model import LoadedModel, load_model, short
 from serving.monitor import OutputMonitor
 from serving.personal import Personal
+from serving.predictions import Predictions
+from serving.recent import RecentAnswers
 from serving.redis_link import RedisAbsent, RedisLink
 from serving.rows import Payload, Result, joined_payload
 from serving.samples import OutcomeWriter, Sampler
 from serving.settings import Settings
 from serving.shadow import Shadow
-from serving.spec import LimitsSpec
 from serving.telemetry import Telemetry
 from serving.tracing import Tracer
 
@@ -44,7 +43,8 @@ logger = logging.getLogger("serving")
 TEXT = b"text/plain; charset=utf-8"
 _FEEDBACK_BYTES = 1 << 20
 _SWITCH_SECONDS = 0.0002
-_HIT = ((b"x-cache", b"hit"),)
+_RECENT_SECONDS = 1.0
+"""By so much an answer from Redis may outlive its time there."""
 
 
 class State(StrEnum):
@@ -72,10 +72,8 @@ class Service:
         self.link: RedisLink | None = None
         self._model: LoadedModel | None = None
         self._batcher: Batcher | None = None
-        self._sampler: Sampler | None = None
         self._outcomes: OutcomeWriter | None = None
-        self._cache: PredictionCache | None = None
-        self._shadow: Shadow | None = None
+        self._predictions: Predictions | None = None
         self._keys = ApiKeys(settings.api_keys_file) if settings.api_keys_file is not None else None
         self._rate: RateLimit | None = None
         self.tracer: Tracer | None = None
@@ -83,8 +81,6 @@ class Service:
         """Where jobs can be kept."""
         self.guarded = self._keys is not None or settings.rate_limit > 0
         """Whether `admit` has anything to check."""
-        self.prompt = not self.guarded
-        """Whether a /predict waits for nothing but the model: then `predict_promptly` can answer it."""
         self._bodies = BodyReader(10.0)
         self.version_header = (b"x-model-version", settings.version.encode())
 
@@ -142,31 +138,25 @@ class Service:
             memory = loaded.tensors.device_memory
             if memory() is not None:
                 telemetry.source("device_memory_bytes", lambda: float(memory() or 0))
+        predictions = Predictions(batcher, loaded.codec, telemetry)
         if settings.redis_url is not None:
             self.link = RedisLink(settings.redis_url)
             self._outcomes = OutcomeWriter(self.link, spec.serving.samples, spec.name)
             if spec.serving.samples.share > 0:
-                secret = settings.personal_key
-                key = secret.get_secret_value().encode() if secret is not None else None
-                personal = Personal(spec.signature, key)
-                self._sampler = Sampler(
-                    self.link,
-                    loaded.codec,
-                    personal,
-                    spec.serving.samples,
-                    spec.name,
-                    settings.version,
-                    telemetry,
-                )
+                predictions.sampler = self._make_sampler(self.link, loaded)
             if spec.serving.cache.enabled:
-                self._cache = PredictionCache(
-                    self.link, loaded, settings.version, telemetry, batcher.announce
-                )
-                self.prompt = not self.guarded and not self._cache.asks
+                predictions.recent = RecentAnswers(_RECENT_SECONDS, spec.serving.cache.max_value_bytes)
+                if pays(loaded):
+                    predictions.cache = RedisCache(
+                        self.link, loaded, settings.version, telemetry, batcher.announce
+                    )
             if settings.rate_limit:
                 self._rate = RateLimit(self.link, spec.name, settings.rate_limit)
         if settings.shadow_url is not None and settings.shadow_share > 0:
-            self._shadow = Shadow(settings.shadow_url, settings.shadow_share, spec.serving.shadow, telemetry)
+            predictions.shadow = Shadow(
+                settings.shadow_url, settings.shadow_share, spec.serving.shadow, telemetry
+            )
+        self._predictions = predictions
         if settings.otlp_endpoint is not None:
             self.tracer = Tracer(settings.otlp_endpoint, spec.name, settings.version)
         if settings.database_url is not None and settings.jobs_uri is not None:
@@ -185,6 +175,19 @@ class Service:
             self.jobs = table, chunks, runner
             telemetry.source("jobs_waiting", lambda: runner.waiting)
 
+    def _make_sampler(self, link: RedisLink, loaded: LoadedModel) -> Sampler:
+        spec, secret = loaded.spec, self.settings.personal_key
+        key = secret.get_secret_value().encode() if secret is not None else None
+        return Sampler(
+            link,
+            loaded.codec,
+            Personal(spec.signature, key),
+            spec.serving.samples,
+            spec.name,
+            self.settings.version,
+            self.telemetry,
+        )
+
     def drain(self) -> None:
         """Not ready any more; requests that still come are answered."""
         if self.state is not State.FAILED:
@@ -193,12 +196,8 @@ class Service:
     async def stop(self) -> None:
         if self.jobs is not None:
             await self.jobs[2].stop()
-        if self._shadow is not None:
-            await self._shadow.close()
-        if self._cache is not None:
-            await self._cache.close()
-        if self._sampler is not None:
-            await self._sampler.close()
+        if self._predictions is not None:
+            await self._predictions.close()
         if self.tracer is not None:
             await asyncio.to_thread(self.tracer.close)
         if self._batcher is not None:
@@ -222,9 +221,14 @@ class Service:
 
     @property
     def batcher(self) -> Batcher:
-        if self._batcher is None:
+        return self.predictions.batcher
+
+    @property
+    def predictions(self) -> Predictions:
+        """Unavailable while there is no model."""
+        if self._predictions is None:
             raise Unavailable("the model is being loaded", reason="starting", retry_after=1)
-        return self._batcher
+        return self._predictions
 
     async def admit(self, call: Call) -> None:
         """Unauthorized or RateLimited when this client may not ask (now)."""
@@ -239,88 +243,35 @@ class Service:
 
     async def predict(self, call: Call) -> Answer:
         """POST /predict."""
-        limits = self.model.spec.serving.limits
         check_json_type(call.headers)
-        call.body = await self._bodies.read(call, limits.max_body_bytes)
-        payload, deadline = self._asked(call, limits)
-        cache = self._cache
-        if cache is not None and cache.asks:
-            fragments, hit = await cache.fragments(
-                payload, deadline, lambda part, rows: self.run(part, call, deadline, rows)
-            )
-            return self._predicted(call, _joined(fragments), hit)
-        known, keys = self._remembered(call, payload)
-        if known is not None:
-            return known
-        return self._prediction(call, payload, keys, await self.batcher.submit(payload, deadline, call.gone))
+        call.body = await self._bodies.read(call, self.model.spec.serving.limits.max_body_bytes)
+        given: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+
+        def give(answer: Answer) -> None:
+            if not given.done():
+                given.set_result(answer)
+
+        return self.predict_promptly(call, give) or await given
 
     def predict_promptly(self, call: Call, done: Callable[[Answer], None]) -> Answer | None:
-        """POST /predict without a task, where `prompt` says so and the body is here. The answer, or None when
-        `done` will be called with it, some time soon. Raises a Problem when the rows cannot be taken."""
-        assert call.body is not None
+        """POST /predict without a task, for a call whose body is here. The answer, or None when `done` will
+        be called with it, some time soon. Raises a Problem when the rows cannot be taken."""
         limits = self.model.spec.serving.limits
         check_json_type(call.headers)
-        fitting(call.body, limits.max_body_bytes)
-        payload, deadline = self._asked(call, limits)
-        known, keys = self._remembered(call, payload)
-        if known is not None:
-            return known
-
-        def computed(outcome: Result | Problem) -> None:
-            try:
-                if isinstance(outcome, Problem):
-                    raise outcome
-                answer = self._prediction(call, payload, keys, outcome)
-            except Exception as error:
-                answer = failed(call, error)
-            done(answer)
-
-        self.batcher.submit_then(payload, deadline, call.gone, computed)
-        return None
-
-    def _remembered(self, call: Call, payload: Payload) -> tuple[Answer | None, list[bytes]]:
-        """The answer, if all rows are in memory, and the keys it is remembered by: none without a cache."""
-        if self._cache is None:
-            return None, []
-        keys, fragments = self._cache.remembered(payload)
-        return None if fragments is None else self._predicted(call, _joined(fragments), hit=True), keys
-
-    def _prediction(self, call: Call, payload: Payload, keys: list[bytes], result: Result) -> Answer:
-        if self._sampler is not None:
-            self._sampler.offer(call.request_id, payload, result)
-        if self._cache is not None and keys:
-            return self._predicted(call, _joined(self._cache.remember(keys, result)))
-        return self._predicted(call, self.model.codec.encode(result))
-
-    def _asked(self, call: Call, limits: LimitsSpec) -> tuple[Payload, float]:
-        """The rows in a body that has been read, and when their answer is due."""
-        encoding = call.headers.get(b"content-encoding")
         assert call.body is not None
+        fitting(call.body, limits.max_body_bytes)
+        encoding = call.headers.get(b"content-encoding")
         if encoding is not None:
             call.body = decompressed(call.body, encoding, limits.max_body_bytes)
-        return self.model.codec.decode(call.body), call.deadline(limits.timeout_seconds)
-
-    def _predicted(self, call: Call, content: bytes, hit: bool = False) -> Answer:
-        shadow = self._shadow
-        if shadow is not None and shadow.chosen():
-            assert call.body is not None
-            seconds = time.monotonic() - call.started
-            call.after = partial(shadow.offer, call.body, content, call.request_id, seconds)
-        return Answer(200, content, JSON, _HIT if hit else ())
+        return self.predictions.answer(call, call.deadline(limits.timeout_seconds), done)
 
     async def body(self, call: Call, limit: int) -> bytes:
         """The request's body, within size and time."""
         return await self._bodies.read(call, limit)
 
-    async def run(
-        self, payload: Payload, call: Call, deadline: float, rows: Sequence[int] | None = None
-    ) -> Result:
-        """Rows through the model for a client that waits; `rows` says which they are when not all."""
-        assert self._batcher is not None
-        result = await self._batcher.submit(payload, deadline, call.gone)
-        if self._sampler is not None:
-            self._sampler.offer(call.request_id, payload, result, rows)
-        return result
+    async def run(self, call: Call, payload: Payload, deadline: float) -> Result:
+        """Rows through the model for a client that waits, without the cache and the shadow."""
+        return await self.predictions.run(call, payload, deadline)
 
     async def run_rows(self, rows: Sequence[bytes]) -> list[bytes | Problem]:
         """For jobs: rows as JSON values (as in `instances` of /predict) through the background lane.
@@ -406,7 +357,3 @@ class Service:
             if broken is not None:
                 return f"the device cannot be used any more: {broken}"
         return None
-
-
-def _joined(fragments: Sequence[bytes]) -> bytes:
-    return b'{"predictions":[' + b",".join(fragments) + b"]}"

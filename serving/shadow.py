@@ -44,7 +44,9 @@ class Shadow:
         self._spec = spec
         self._telemetry = telemetry
         self._queue: deque[tuple[bytes, bytes, str, float]] = deque()
+        self._gathering: asyncio.TimerHandle | None = None
         self._workers: set[asyncio.Task[None]] = set()
+        self._idle: list[_Connection] = []
         self._allowance = spec.per_second
         self._refilled = time.monotonic()
 
@@ -63,49 +65,60 @@ class Shadow:
             return
         self._allowance -= 1.0
         self._queue.append((body, answer, request_id, seconds))
-        if len(self._workers) < _CONNECTIONS and (not self._workers or len(self._queue) > 1):
+        if self._gathering is None:
+            self._gathering = asyncio.get_running_loop().call_later(_GATHER_SECONDS, self._leave)
+
+    async def close(self) -> None:
+        if self._gathering is not None:
+            self._gathering.cancel()
+        for worker in list(self._workers):
+            worker.cancel()
+        await asyncio.gather(*self._workers, return_exceptions=True)
+        for connection in self._idle:
+            connection.close()
+
+    def _leave(self) -> None:
+        """Send what has gathered. Where all connections are busy, they take it when they are done."""
+        self._gathering = None
+        for _ in range(min(len(self._queue), _CONNECTIONS - len(self._workers))):
             worker = asyncio.get_running_loop().create_task(self._work())
             self._workers.add(worker)
             worker.add_done_callback(self._workers.discard)
 
-    async def close(self) -> None:
-        for worker in list(self._workers):
-            worker.cancel()
-        await asyncio.gather(*self._workers, return_exceptions=True)
-
     async def _work(self) -> None:
-        connection: _Connection | None = None
-        try:
-            while True:
-                await asyncio.sleep(_GATHER_SECONDS)
-                if not self._queue:
-                    return
-                while self._queue:
-                    connection = await self._copy(connection, *self._queue.popleft())
-        finally:
-            if connection is not None:
-                connection.close()
+        while self._queue:
+            await self._copy(*self._queue.popleft())
 
-    async def _copy(
-        self, connection: _Connection | None, body: bytes, answer: bytes, request_id: str, seconds: float
-    ) -> _Connection | None:
-        """Send one copy and compare; the connection for the next one, None when there must be a new one."""
+    async def _copy(self, body: bytes, answer: bytes, request_id: str, seconds: float) -> None:
+        """Send one copy and compare."""
         self._telemetry.count("shadow_sent")
         started = time.monotonic()
+        connection: _Connection | None = None
         try:
             async with asyncio.timeout(self._spec.timeout_seconds):
-                if connection is None or connection.closed:
-                    connection = await _Connection.open(self._address)
+                connection = await self._connection()
                 theirs = await connection.post(self._address.path + "/predict", body, request_id)
             self._compare(answer, theirs, time.monotonic() - started - seconds)
-            return connection
         except (OSError, EOFError, ValueError, ShadowFailed) as error:
             self._telemetry.count("shadow_failed")
             logger.debug("the shadow failed: %s", error)
             if connection is not None:
                 connection.close()
             await asyncio.sleep(_PAUSE_AFTER_FAILURE)
-            return None
+        except BaseException:
+            if connection is not None:
+                connection.close()
+            raise
+        else:
+            self._idle.append(connection)
+
+    async def _connection(self) -> _Connection:
+        """One that is open still, since opening one takes longer than ten predictions."""
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.closed:
+                return connection
+        return await _Connection.open(self._address)
 
     def _compare(self, ours: bytes, theirs: bytes, latency_difference: float) -> None:
         mine = orjson.loads(ours)["predictions"]
@@ -175,7 +188,7 @@ class _Connection(asyncio.Protocol):
 
     @property
     def closed(self) -> bool:
-        return self._transport is None
+        return self._transport is None or self._transport.is_closing()
 
     async def post(self, path: str, body: bytes, request_id: str) -> bytes:
         """The body of the answer. ShadowFailed unless it is a 200; OSError, EOFError, ValueError."""
@@ -204,22 +217,29 @@ class _Connection(asyncio.Protocol):
         self._end(error or EOFError("the shadow closed the connection"))
 
     def data_received(self, data: bytes) -> None:
+        if self._answer is None or self._answer.done():
+            self.close()  # nobody has asked
+            return
         self._buffer += data
         try:
-            body = _body_of(self._buffer)
+            answer = _answer_in(self._buffer)
         except (ValueError, ShadowFailed) as error:
             self._end(error)
             return
-        if body is not None and self._answer is not None and not self._answer.done():
-            self._answer.set_result(body)
+        if answer is None:
+            return
+        body, last = answer
+        if last:
+            self.close()
+        self._answer.set_result(body)
 
     def _end(self, error: Exception) -> None:
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(error)
 
 
-def _body_of(buffer: bytes) -> bytes | None:
-    """The body of the answer in the buffer; None while it is not whole."""
+def _answer_in(buffer: bytes) -> tuple[bytes, bool] | None:
+    """The body of the answer, and whether it is the connection's last; None while it is not whole."""
     end = buffer.find(b"\r\n\r\n")
     if end < 0:
         if len(buffer) > _MOST_HEAD_BYTES:
@@ -238,6 +258,4 @@ def _body_of(buffer: bytes) -> bytes | None:
     status = lines[0].split(b" ")
     if len(status) < 2 or status[1] != b"200":
         raise ShadowFailed(f"answered {lines[0][:40]!r}")
-    if b"connection: close" in lines:
-        raise ShadowFailed("closes the connection")
-    return buffer[end + 4 : end + 4 + length]
+    return buffer[end + 4 : end + 4 + length], b"connection: close" in lines

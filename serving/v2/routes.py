@@ -85,7 +85,7 @@ class OpenInference:
             body = decompressed(body, headers[b"content-encoding"], limits.max_body_bytes)
         columns, wanted = protocol.parse(body, _head_length(headers, len(body)))
         payload = loaded.codec.payload(columns)
-        result = await service.run(payload, call, call.deadline(limits.timeout_seconds))
+        result = await service.run(call, payload, call.deadline(limits.timeout_seconds))
         content, head_length = protocol.answer(loaded.codec.arrays(result), wanted)
         if head_length is None:
             return Answer(200, content, JSON)

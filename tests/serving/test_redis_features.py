@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import re
@@ -101,22 +102,30 @@ def test_rows_that_are_cheaper_to_compute_than_to_look_up_are_only_remembered(
     with threaded(bundle, redis_url=redis_server) as server, server.client() as client:
         first = ask(client, [1, 2, 3, 4])
         assert "x-cache" not in first.headers
-        again = ask(client, [1.0, 2.0, 3.0, 4.0])
+        again = ask(client, [1, 2, 3, 4])
         assert again.headers["x-cache"] == "hit"
         assert again.content == first.content
-        half = ask(client, [1, 2, 3, 4], [9, 9, 9, 9])
-        assert "x-cache" not in half.headers
-        assert half.json()["predictions"] == [[3, 5, 7], [19, 19, 19]]
+        other = ask(client, [1, 2, 3, 4], [9, 9, 9, 9])
+        assert "x-cache" not in other.headers
+        assert other.json()["predictions"] == [[3, 5, 7], [19, 19, 19]]
         # In pieces it comes by ASGI, and finds the same.
         with socket.create_connection(("127.0.0.1", server.port), timeout=5) as connection:
-            body = b'{"instances": [[9, 9, 9, 9], [1, 2, 3, 4]]}'
+            body = other.request.content
             connection.sendall(b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body))
             time.sleep(0.1)
             connection.sendall(body)
             answer = connection.recv(65536)
         assert b"x-cache: hit" in answer
-        assert answer.endswith(b'{"predictions":[[19.0,19.0,19.0],[3.0,5.0,7.0]]}')
-        assert (metric(client, "cache_hits_total"), metric(client, "cache_misses_total")) == (3, 3)
+        assert answer.endswith(other.content)
+        # What is compressed is compared after it was undone.
+        headers = {"content-encoding": "gzip", "content-type": "application/json"}
+        packed = client.post("/predict", content=gzip.compress(body), headers=headers)
+        assert (packed.headers["x-cache"], packed.content) == ("hit", other.content)
+        # A known body excuses nothing else.
+        late = client.post("/predict", content=body, headers={"x-request-timeout": "soon"})
+        assert late.status_code == 400
+        assert client.post("/predict", content=body, headers={"content-type": "text/csv"}).status_code == 415
+        assert (metric(client, "cache_hits_total"), metric(client, "cache_misses_total")) == (5, 3)
         # What was remembered is sampled once.
         assert eventually(lambda: database.xlen("samples:affine") == 3)
         assert eventually(lambda: "x-cache" not in ask(client, [1, 2, 3, 4]).headers)
@@ -141,25 +150,27 @@ def test_rows_that_are_cheaper_to_look_up_are_looked_up(
 
 def test_recent_answers_last_for_half_of_their_lifetime_at_least_and_the_whole_at_most() -> None:
     now = 100.0
-    recent = RecentAnswers(1.0, lambda: now)
+    recent = RecentAnswers(1.0, 100, lambda: now)
     now = 100.49
-    recent.put(b"key", b"1")
+    recent.put(b"key", b"1", 1)
     now = 100.99
-    assert recent.get(b"key") == b"1"
+    assert recent.get(b"key") == (b"1", 1)
     now = 101.0
     assert recent.get(b"key") is None
-    recent.put(b"other", b"2")
+    recent.put(b"other", b"2", 1)
     now = 200.0
     assert recent.get(b"other") is None
 
 
 def test_recent_answers_are_bounded() -> None:
-    recent = RecentAnswers(1000.0)
+    recent = RecentAnswers(1000.0, 1 << 20)
     for number in range(100):
-        recent.put(b"%d" % number, bytes(1 << 20))
+        recent.put(b"%d" % number, bytes(1 << 20), 1)
     kept = [number for number in range(100) if recent.get(b"%d" % number) is not None]
     assert 8 <= len(kept) <= 18
     assert kept == list(range(kept[0], 100))
+    recent.put(b"large", bytes((1 << 20) + 1), 1)
+    assert recent.get(b"large") is None
 
 
 def test_another_release_never_answers_from_this_ones_cache(

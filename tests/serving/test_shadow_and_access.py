@@ -134,6 +134,33 @@ def test_a_shadow_that_misbehaves_is_never_seen(
     stop()
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_copies_share_connections(tmp_path: Path, last: bool) -> None:
+    content = b'{"predictions":[[3,5,7]]}'
+    opened: list[int] = []
+
+    def answering(connection: socket.socket) -> None:
+        opened.append(1)
+        end = b"connection: close\r\n" if last else b""
+        head = b"HTTP/1.1 200 OK\r\n%scontent-length: %d\r\n\r\n" % (end, len(content))
+
+        def serve() -> None:
+            while connection.recv(65536):
+                connection.sendall(head + content)
+
+        threading.Thread(target=serve, daemon=True).start()
+
+    url, stop = misbehaving(answering)
+    with threaded(affine(tmp_path), shadow_url=url, shadow_share=1.0) as server, server.client() as client:
+        for number in range(1, 5):
+            for _ in range(10):
+                client.post("/predict", json=BODY)
+            wait_for(client, "shadow_compared_total", 10 * number)
+        assert metrics(client, "shadow_failed_total", "shadow_disagreed_total") == [0, 0]
+        assert len(opened) == 40 if last else len(opened) <= 16
+    stop()
+
+
 def test_a_shadow_that_is_not_there(tmp_path: Path) -> None:
     url = f"http://127.0.0.1:{free_port()}"
     with threaded(affine(tmp_path), shadow_url=url, shadow_share=1.0) as server, server.client() as client:

@@ -1,0 +1,142 @@
+"""The way of a client's rows: the cache, the model, the samples, the answer, the shadow's copy.
+
+Nobody awaits anything on the way of /predict: each step is called by the one before, in the turn of the event
+loop that brings the outcome. A task for each request would cost as much as reading its body does.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from serving.batcher import Batcher
+from serving.cache import RedisCache
+from serving.codec import Codec
+from serving.errors import Problem
+from serving.exchange import JSON, Answer, Call, failed
+from serving.recent import RecentAnswers
+from serving.rows import Payload, Result
+from serving.samples import Sampler
+from serving.shadow import Shadow
+from serving.telemetry import Telemetry
+
+_HIT = ((b"x-cache", b"hit"),)
+Done = Callable[[Answer], None]
+
+
+class Predictions:
+    """Everything but the batcher and the codec is optional."""
+
+    def __init__(self, batcher: Batcher, codec: Codec, telemetry: Telemetry) -> None:
+        self.batcher = batcher
+        self.codec = codec
+        self.telemetry = telemetry
+        self.recent: RecentAnswers | None = None
+        self.cache: RedisCache | None = None
+        self.sampler: Sampler | None = None
+        self.shadow: Shadow | None = None
+
+    def answer(self, call: Call, deadline: float, done: Done) -> Answer | None:
+        """The answer to the body of the call, or None when `done` will be called with it. Raises a Problem
+        when it cannot be taken."""
+        assert call.body is not None
+        if self.recent is not None:
+            known = self.recent.get(call.body)
+            if known is not None:
+                content, rows = known
+                self.telemetry.count("cache_hits", rows)
+                return self.answered(call, content, hit=True)
+        asked = _Asked(self, call, self.codec.decode(call.body), deadline, done)
+        if self.cache is None:
+            asked.compute(asked.payload, None, asked.computed)
+        else:
+            self.cache.answer(asked)
+        return None
+
+    def answered(self, call: Call, content: bytes, hit: bool = False) -> Answer:
+        shadow = self.shadow
+        if shadow is not None and shadow.chosen():
+            assert call.body is not None
+            seconds = time.monotonic() - call.started
+            call.after = partial(shadow.offer, call.body, content, call.request_id, seconds)
+        return Answer(200, content, JSON, _HIT if hit else ())
+
+    async def run(self, call: Call, payload: Payload, deadline: float) -> Result:
+        """Rows through the model for a client that waits, without the cache and the shadow."""
+        result = await self.batcher.submit(payload, deadline, call.gone)
+        if self.sampler is not None:
+            self.sampler.offer(call.request_id, payload, result)
+        return result
+
+    async def close(self) -> None:
+        """Write what is to be kept, and stop asking the shadow."""
+        for part in (self.shadow, self.cache, self.sampler):
+            if part is not None:
+                await part.close()
+
+
+class _Asked:
+    """One request on its way."""
+
+    __slots__ = ("_call", "_done", "_way", "deadline", "payload")
+
+    def __init__(self, way: Predictions, call: Call, payload: Payload, deadline: float, done: Done) -> None:
+        self._way = way
+        self._call = call
+        self._done = done
+        self.payload = payload
+        self.deadline = deadline
+
+    def compute(
+        self, payload: Payload, rows: Sequence[int] | None, then: Callable[[Result | Problem], None]
+    ) -> None:
+        """See the cache's Question; `rows` is None for all of them."""
+        call, sampler = self._call, self._way.sampler
+        if sampler is not None:
+            offer = sampler.offer
+
+            def sampled(outcome: Result | Problem) -> None:
+                then(outcome)
+                if not isinstance(outcome, Problem):
+                    offer(call.request_id, payload, outcome, rows)
+
+            self._way.batcher.submit_then(payload, self.deadline, call.gone, sampled)
+        else:
+            self._way.batcher.submit_then(payload, self.deadline, call.gone, then)
+
+    def computed(self, outcome: Result | Problem) -> None:
+        """The end of the way without a cache in Redis."""
+        way, call = self._way, self._call
+        if isinstance(outcome, Problem):
+            self.failed(outcome)
+            return
+        try:
+            content = way.codec.encode(outcome)
+            if way.recent is not None:
+                self._remember(way.recent, content)
+                way.telemetry.count("cache_misses", self.payload.count)
+            answer = way.answered(call, content)
+        except Exception as error:
+            answer = failed(call, error)
+        self._done(answer)
+
+    def found(self, fragments: list[bytes], hit: bool) -> None:
+        """See the cache's Question."""
+        way, call = self._way, self._call
+        try:
+            content = b'{"predictions":[' + b",".join(fragments) + b"]}"
+            if way.recent is not None:
+                self._remember(way.recent, content)
+            answer = way.answered(call, content, hit)
+        except Exception as error:
+            answer = failed(call, error)
+        self._done(answer)
+
+    def failed(self, error: Exception) -> None:
+        """See the cache's Question."""
+        self._done(failed(self._call, error))
+
+    def _remember(self, recent: RecentAnswers, content: bytes) -> None:
+        assert self._call.body is not None
+        recent.put(self._call.body, content, self.payload.count)
