@@ -140,8 +140,8 @@ class CacheSpec(Section):
     timeout_seconds: float = Field(default=0.005, gt=0, le=1)
     """A slower Redis is treated as absent."""
     redis: Literal["always", "when_cheaper"] = "always"
-    """`when_cheaper`: where the model is faster than a lookup in Redis, only the requests of the last second are
-    remembered, by the process itself."""
+    """`when_cheaper`: where the model is faster than a lookup in Redis, only the requests of the last second
+    are remembered, by the process itself."""
 
 
 class SamplesSpec(Section):
