@@ -121,6 +121,7 @@ class Batcher:
         self.pending_bytes = 0
         self.background_rows = 0
         self._announced = 0
+        self._closed = False
         self._parked: asyncio.TimerHandle | None = None
 
     @property
@@ -162,6 +163,8 @@ class Batcher:
     ) -> None:
         spec = self._spec
         now = self._clock()
+        if self._closed:
+            raise Unavailable("the server stops", reason="draining", retry_after=1)
         if self.pending_rows:
             if (
                 self.pending_rows + payload.count > spec.max_pending_rows
@@ -235,7 +238,8 @@ class Batcher:
         return self._thread is None or self._thread.alive()
 
     def close(self) -> None:
-        """Fail what waits; the model thread ends after its current batch."""
+        """Fail what waits, and what still comes; the model thread ends after its current batch."""
+        self._closed = True
         for entry in (*self._online, *self._background, *self._active):
             _resolve(entry, Unavailable("the server stops", reason="draining", retry_after=1))
         self._online.clear()

@@ -1,7 +1,7 @@
 """The way of a client's rows: the cache, the model, the samples, the answer, the shadow's copy.
 
-Nobody awaits anything on the way of /predict: each step is called by the one before, in the turn of the event
-loop that brings the outcome. A task for each request would cost as much as reading its body does.
+Each step of a prediction is called by the one before, in the turn of the event loop that brings the outcome.
+A task for each request would cost as much as reading its body does; the cache needs one for several rows.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ class Reply:
         try:
             self._then(outcome)
         except Exception:  # the other requests of the batch wait for theirs
-            logger.exception("an answer could not be given")
+            logger.exception("what follows an outcome failed; its request may have no answer")
         afterwards, self._afterwards = self._afterwards, None
         if afterwards is not None:
             afterwards(self)

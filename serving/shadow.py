@@ -7,6 +7,7 @@ Nothing that the shadow does (hang, refuse, answer garbage) can be seen by a use
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import math
 import random
@@ -29,10 +30,16 @@ _GATHER_SECONDS = 0.1
 _MOST_HEAD_BYTES = 65536
 _MOST_ANSWER_BYTES = 64 << 20
 _PAUSE_AFTER_FAILURE = 0.25
+_IDLE_SECONDS = 1.0
+"""That long an unused connection is kept: shorter than servers and firewalls keep theirs."""
 
 
 class ShadowFailed(Exception):
     """The shadow did not answer 200 with predictions."""
+
+
+class _Unanswered(EOFError):
+    """The connection ended before a byte of the answer came."""
 
 
 class Shadow:
@@ -47,6 +54,8 @@ class Shadow:
         self._gathering: asyncio.TimerHandle | None = None
         self._workers: set[asyncio.Task[None]] = set()
         self._idle: list[_Connection] = []
+        self._tidying: asyncio.TimerHandle | None = None
+        self._closed = False
         self._allowance = spec.per_second
         self._refilled = time.monotonic()
 
@@ -60,7 +69,7 @@ class Shadow:
         self._allowance += (now - self._refilled) * self._spec.per_second
         self._allowance = min(self._allowance, max(1.0, self._spec.per_second))
         self._refilled = now
-        if self._allowance < 1.0 or len(self._queue) >= self._spec.max_pending:
+        if self._allowance < 1.0 or len(self._queue) >= self._spec.max_pending or self._closed:
             self._telemetry.count("shadow_dropped")
             return
         self._allowance -= 1.0
@@ -69,56 +78,73 @@ class Shadow:
             self._gathering = asyncio.get_running_loop().call_later(_GATHER_SECONDS, self._leave)
 
     async def close(self) -> None:
-        if self._gathering is not None:
-            self._gathering.cancel()
+        self._closed = True
+        for timer in (self._gathering, self._tidying):
+            if timer is not None:
+                timer.cancel()
         for worker in list(self._workers):
             worker.cancel()
         await asyncio.gather(*self._workers, return_exceptions=True)
         for connection in self._idle:
-            connection.close()
+            connection.abort()
 
     def _leave(self) -> None:
         """Send what has gathered. Where all connections are busy, they take it when they are done."""
         self._gathering = None
         for _ in range(min(len(self._queue), _CONNECTIONS - len(self._workers))):
-            worker = asyncio.get_running_loop().create_task(self._work())
-            self._workers.add(worker)
-            worker.add_done_callback(self._workers.discard)
+            self._workers.add(asyncio.get_running_loop().create_task(self._work()))
 
     async def _work(self) -> None:
-        while self._queue:
-            await self._copy(*self._queue.popleft())
+        try:
+            while self._queue:
+                await self._copy(*self._queue.popleft())
+        finally:
+            worker = asyncio.current_task()
+            assert worker is not None
+            self._workers.discard(worker)
 
     async def _copy(self, body: bytes, answer: bytes, request_id: str, seconds: float) -> None:
         """Send one copy and compare."""
         self._telemetry.count("shadow_sent")
         started = time.monotonic()
-        connection: _Connection | None = None
         try:
             async with asyncio.timeout(self._spec.timeout_seconds):
-                connection = await self._connection()
-                theirs = await connection.post(self._address.path + "/predict", body, request_id)
+                theirs = await self._answered(body, request_id)
             self._compare(answer, theirs, time.monotonic() - started - seconds)
         except (OSError, EOFError, ValueError, ShadowFailed) as error:
             self._telemetry.count("shadow_failed")
             logger.debug("the shadow failed: %s", error)
-            if connection is not None:
-                connection.close()
             await asyncio.sleep(_PAUSE_AFTER_FAILURE)
-        except BaseException:
-            if connection is not None:
-                connection.close()
-            raise
-        else:
-            self._idle.append(connection)
 
-    async def _connection(self) -> _Connection:
-        """One that is open still, since opening one takes longer than ten predictions."""
+    async def _answered(self, body: bytes, request_id: str) -> bytes:
+        """The shadow's answer, over a connection that is open still: opening one takes longer than ten
+        predictions. One that the shadow has closed just then says nothing about the release."""
         while self._idle:
-            connection = self._idle.pop()
-            if not connection.closed:
-                return connection
-        return await _Connection.open(self._address)
+            with contextlib.suppress(_Unanswered):
+                return await self._over(self._idle.pop(), body, request_id)
+        return await self._over(await _Connection.open(self._address), body, request_id)
+
+    async def _over(self, connection: _Connection, body: bytes, request_id: str) -> bytes:
+        try:
+            theirs = await connection.post(self._address.path + "/predict", body, request_id)
+        except BaseException:
+            connection.abort()
+            raise
+        self._idle.append(connection)
+        if self._tidying is None:
+            self._tidying = asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._tidy)
+        return theirs
+
+    def _tidy(self) -> None:
+        """Close what was not used for a while."""
+        self._tidying = None
+        oldest = time.monotonic() - _IDLE_SECONDS
+        for connection in self._idle:
+            if connection.answered < oldest:
+                connection.abort()
+        self._idle = [connection for connection in self._idle if connection.answered >= oldest]
+        if self._idle:
+            self._tidying = asyncio.get_running_loop().call_later(_IDLE_SECONDS, self._tidy)
 
     def _compare(self, ours: bytes, theirs: bytes, latency_difference: float) -> None:
         mine = orjson.loads(ours)["predictions"]
@@ -174,6 +200,8 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._answer: asyncio.Future[bytes] | None = None
         self._buffer = b""
+        self.answered = 0.0
+        """When the last answer came (time.monotonic)."""
 
     @classmethod
     async def open(cls, address: SplitResult) -> _Connection:
@@ -186,15 +214,10 @@ class _Connection(asyncio.Protocol):
         )
         return connection
 
-    @property
-    def closed(self) -> bool:
-        return self._transport is None or self._transport.is_closing()
-
     async def post(self, path: str, body: bytes, request_id: str) -> bytes:
         """The body of the answer. ShadowFailed unless it is a 200; OSError, EOFError, ValueError."""
-        if self._transport is None:
-            raise EOFError("the shadow closed the connection")
-        self._buffer = b""
+        if self._transport is None or self._transport.is_closing():
+            raise _Unanswered("the shadow closed the connection")
         self._answer = asyncio.get_running_loop().create_future()
         self._transport.write(
             b"POST %s HTTP/1.1\r\nhost: %s\r\ncontent-type: application/json\r\nx-request-id: %s\r\n"
@@ -203,9 +226,10 @@ class _Connection(asyncio.Protocol):
         )
         return await self._answer
 
-    def close(self) -> None:
+    def abort(self) -> None:
+        """Close without waiting for the other side, which may never read what is still to be sent."""
         if self._transport is not None:
-            self._transport.close()
+            self._transport.abort()
 
     # ---- asyncio's protocol
 
@@ -214,28 +238,38 @@ class _Connection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._transport = None
-        self._end(error or EOFError("the shadow closed the connection"))
+        if self._buffer:
+            self._end(error or EOFError("the shadow closed the connection"))
+        else:
+            self._end(_Unanswered("the shadow closed the connection"))
 
     def data_received(self, data: bytes) -> None:
-        if self._answer is None or self._answer.done():
-            self.close()  # nobody has asked
+        if self._answer is None:
+            self.abort()  # nobody has asked
             return
         self._buffer += data
         try:
-            answer = _answer_in(self._buffer)
+            found = _answer_in(self._buffer)
         except (ValueError, ShadowFailed) as error:
             self._end(error)
             return
-        if answer is None:
+        if found is None:
             return
-        body, last = answer
+        body, last = found
         if last:
-            self.close()
-        self._answer.set_result(body)
+            self.abort()
+        self.answered = time.monotonic()
+        self._end(body)
 
-    def _end(self, error: Exception) -> None:
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_exception(error)
+    def _end(self, outcome: bytes | Exception) -> None:
+        """Nothing large stays with an idle connection."""
+        answer, self._answer, self._buffer = self._answer, None, b""
+        if answer is None or answer.done():
+            return
+        if isinstance(outcome, Exception):
+            answer.set_exception(outcome)
+        else:
+            answer.set_result(outcome)
 
 
 def _answer_in(buffer: bytes) -> tuple[bytes, bool] | None:
@@ -258,4 +292,6 @@ def _answer_in(buffer: bytes) -> tuple[bytes, bool] | None:
     status = lines[0].split(b" ")
     if len(status) < 2 or status[1] != b"200":
         raise ShadowFailed(f"answered {lines[0][:40]!r}")
-    return buffer[end + 4 : end + 4 + length], b"connection: close" in lines
+    # What follows the answer belongs to no question.
+    last = b"connection: close" in lines or len(buffer) > end + 4 + length
+    return buffer[end + 4 : end + 4 + length], last

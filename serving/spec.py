@@ -136,7 +136,7 @@ class CacheSpec(Section):
     enabled: bool = False
     ttl_seconds: int = Field(default=300, ge=1)
     max_value_bytes: int = Field(default=65536, ge=1)
-    """Larger answers are not cached."""
+    """Larger answers to a row are not cached."""
     timeout_seconds: float = Field(default=0.005, gt=0, le=1)
     """A slower Redis is treated as absent."""
     redis: Literal["always", "when_cheaper"] = "always"

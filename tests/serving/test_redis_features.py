@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import itertools
 import json
 import re
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
+import orjson
 import pytest
 import redis
 from model_bundles import PEOPLE_HANDLER, PEOPLE_SIGNATURE, affine, people, person, write_bundle
 from server_runs import free_port, threaded
 
+from serving.errors import Unavailable
 from serving.recent import RecentAnswers
 
 PATIENT = {"enabled": True, "timeout_seconds": 1.0}
@@ -128,6 +131,8 @@ def test_rows_that_are_cheaper_to_compute_than_to_look_up_are_only_remembered(
         assert (metric(client, "cache_hits_total"), metric(client, "cache_misses_total")) == (5, 3)
         # What was remembered is sampled once.
         assert eventually(lambda: database.xlen("samples:affine") == 3)
+        time.sleep(0.4)
+        assert database.xlen("samples:affine") == 3
         assert eventually(lambda: "x-cache" not in ask(client, [1, 2, 3, 4]).headers)
         assert database.keys("predictions:*") == []
 
@@ -149,28 +154,48 @@ def test_rows_that_are_cheaper_to_look_up_are_looked_up(
 
 
 def test_recent_answers_last_for_half_of_their_lifetime_at_least_and_the_whole_at_most() -> None:
-    now = 100.0
-    recent = RecentAnswers(1.0, 100, lambda: now)
-    now = 100.49
-    recent.put(b"key", b"1", 1)
-    now = 100.99
-    assert recent.get(b"key") == (b"1", 1)
-    now = 101.0
-    assert recent.get(b"key") is None
-    recent.put(b"other", b"2", 1)
-    now = 200.0
-    assert recent.get(b"other") is None
+    timers: list[tuple[float, Callable[[], None]]] = []
+    recent = RecentAnswers(1.0, 100, lambda seconds, turn: timers.append((seconds, turn)))
+    for number in range(3):
+        recent.put(b"early %d" % number, b"1", 1)
+    [(seconds, turn)] = timers
+    assert seconds == 0.5
+    recent.put(b"late", b"2", 3)
+    turn()
+    assert recent.get(b"late") == (b"2", 3)
+    assert recent.get(b"early 0") == (b"1", 1)
+    # The rest happens whether anybody asks or not: what clients sent does not stay.
+    for _, turn in timers[1:]:
+        turn()
+    assert recent.get(b"late") is None
+    assert len(timers) == 2
+    recent.put(b"again", b"1", 1)
+    assert len(timers) == 3
 
 
 def test_recent_answers_are_bounded() -> None:
-    recent = RecentAnswers(1000.0, 1 << 20)
+    recent = RecentAnswers(1.0, 1 << 20, lambda _seconds, _turn: None)
+
+    def kept(of: int) -> list[int]:
+        return [number for number in range(of) if recent.get(b"%d" % number) is not None]
+
     for number in range(100):
-        recent.put(b"%d" % number, bytes(1 << 20), 1)
-    kept = [number for number in range(100) if recent.get(b"%d" % number) is not None]
-    assert 8 <= len(kept) <= 18
-    assert kept == list(range(kept[0], 100))
-    recent.put(b"large", bytes((1 << 20) + 1), 1)
-    assert recent.get(b"large") is None
+        recent.put(b"%d" % number, bytes(1_000_000), 1)
+    assert kept(100) == list(range(88, 100))
+    # An answer that many waited for is one answer.
+    for _ in range(100):
+        recent.put(b"99", bytes(1_000_000), 1)
+    assert kept(100) == list(range(88, 100))
+    # Bodies count as answers do.
+    for number in range(16):
+        recent.put(bytes([number]) * 1_000_000, b"1", 1)
+    assert kept(100) == []
+    recent.put(bytes(1 << 20), b"1", 1)
+    assert recent.get(bytes(1 << 20)) is None
+    small = RecentAnswers(1.0, 10, lambda _seconds, _turn: None)
+    small.put(b"one", bytes(11), 1)
+    small.put(b"two", bytes(11), 2)
+    assert (small.get(b"one"), small.get(b"two")) == (None, (bytes(11), 2))
 
 
 def test_another_release_never_answers_from_this_ones_cache(
@@ -222,6 +247,40 @@ def test_a_failing_leader_does_not_fail_its_followers_for_good(tmp_path: Path, r
             blocker.result()
 
 
+@pytest.mark.usefixtures("database")
+@pytest.mark.parametrize("redis_is", ["always", "when_cheaper"])
+@pytest.mark.parametrize("rows", [1, 2])
+@pytest.mark.parametrize(
+    ("step", "status"), [("fragments", 500), ("encode", 500), ("canonical", 500), ("submit_then", 503)]
+)
+def test_a_fault_on_the_way_is_answered_and_leaves_nothing_behind(
+    tmp_path: Path,
+    redis_server: str,
+    monkeypatch: pytest.MonkeyPatch,
+    redis_is: str,
+    rows: int,
+    step: str,
+    status: int,
+) -> None:
+    def fault(*_: object) -> None:
+        raise Unavailable("the queue is full") if step == "submit_then" else RuntimeError("a secret")
+
+    bundle = affine(tmp_path, cache={**PATIENT, "redis": redis_is})
+    used = {"fragments", "canonical"} if redis_is == "always" else {"encode"}
+    with threaded(bundle, redis_url=redis_server) as server, server.client() as client:
+        service = server.server.service
+        target = service.batcher if step == "submit_then" else service.model.codec
+        body = {"instances": [[number, 2, 3, 4] for number in range(rows)]}
+        with monkeypatch.context() as broken:
+            broken.setattr(target, step, fault)
+            answer = client.post("/predict", json=body)
+        assert answer.status_code == (status if step in used or step == "submit_then" else 200)
+        # The same rows, written otherwise: nobody waits for the one that failed.
+        again = client.post("/predict", content=orjson.dumps(body, option=orjson.OPT_INDENT_2))
+        assert again.json() == {"predictions": [[2 * number + 1, 5, 7] for number in range(rows)]}
+        assert eventually(lambda: service.telemetry.in_flight == 0)
+
+
 def test_a_dead_redis_costs_little_and_once(tmp_path: Path) -> None:
     bundle = affine(tmp_path, cache={"enabled": True})
     url = f"redis://127.0.0.1:{free_port()}/0"
@@ -269,7 +328,12 @@ def test_the_circuit_closes_when_redis_comes_back(tmp_path: Path) -> None:
             stdout=subprocess.DEVNULL,
         )
         try:
-            assert eventually(lambda: ask(client, [1, 2, 3, 4]).headers.get("x-cache") == "hit", 8)
+            # Rows that the server cannot remember by itself: each request is written in its own way.
+            found = (
+                client.post("/predict", content=b'{"instances":%s[[1,2,3,4]]}' % (b" " * number))
+                for number in itertools.count()
+            )
+            assert eventually(lambda: next(found).headers.get("x-cache") == "hit", 8)
         finally:
             process.terminate()
             process.wait(10)
