@@ -92,18 +92,18 @@ class _Asked:
         self, payload: Payload, rows: Sequence[int] | None, then: Callable[[Result | Problem], None]
     ) -> None:
         """See the cache's Question; `rows` is None for all of them."""
-        call, sampler = self._call, self._way.sampler
-        if sampler is not None:
-            offer = sampler.offer
+        call, way = self._call, self._way
+        sampler = way.sampler
+        if sampler is None or sampler.exhausted(payload.count):
+            way.batcher.submit_then(payload, self.deadline, call.gone, then)
+            return
 
-            def sampled(outcome: Result | Problem) -> None:
-                then(outcome)
-                if not isinstance(outcome, Problem):
-                    offer(call.request_id, payload, outcome, rows)
+        def sampled(outcome: Result | Problem) -> None:
+            then(outcome)
+            if not isinstance(outcome, Problem):
+                sampler.offer(call.request_id, payload, outcome, rows)
 
-            self._way.batcher.submit_then(payload, self.deadline, call.gone, sampled)
-        else:
-            self._way.batcher.submit_then(payload, self.deadline, call.gone, then)
+        way.batcher.submit_then(payload, self.deadline, call.gone, sampled)
 
     def computed(self, outcome: Result | Problem) -> None:
         """The end of the way without a cache in Redis."""

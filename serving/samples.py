@@ -66,8 +66,7 @@ class Sampler:
         self, request_id: str, payload: Payload, result: Result, rows: Sequence[int] | None = None
     ) -> None:
         """Maybe queue rows of an answered request; `rows` says which they are when they are not all."""
-        if self._exhausted:
-            self._telemetry.dropped_samples += payload.count
+        if self.exhausted(payload.count):
             return
         spec = self._spec
         if spec.share < 1.0 and random.random() >= spec.share:
@@ -89,6 +88,13 @@ class Sampler:
         self._queue.append((request_id, numbers, time.time(), payload, result))
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._flush())
+
+    def exhausted(self, rows: int) -> bool:
+        """Whether this moment's samples are taken; then these rows are counted as dropped, as most are of a
+        busy server."""
+        if self._exhausted:
+            self._telemetry.dropped_samples += rows
+        return self._exhausted
 
     async def close(self) -> None:
         """Write what is queued."""
