@@ -142,7 +142,7 @@ class RedisCache:
             if fragment is None:
                 question.compute(question.payload, None, partial(self._computed, key, question))
                 return
-            self._telemetry.count("cache_hits")
+            self._telemetry.cache_hits += 1
         except Exception as error:
             self._land(key, None)
             question.failed(error)
@@ -156,7 +156,7 @@ class RedisCache:
                 raise outcome
             [fragment] = self._codec.fragments(outcome)
             self._keep(key, fragment)
-            self._telemetry.count("cache_misses")
+            self._telemetry.cache_misses += 1
         except Exception as error:
             self._land(key, None)
             question.failed(error)
@@ -212,10 +212,8 @@ class RedisCache:
             # Whoever computed these has failed or left; that says nothing about our own request.
             await self._compute(question, alone, keys, answers)
         computed = len(missing) + len(alone)
-        if computed:
-            self._telemetry.count("cache_misses", computed)
-        if computed < payload.count:
-            self._telemetry.count("cache_hits", payload.count - computed)
+        self._telemetry.cache_misses += computed
+        self._telemetry.cache_hits += payload.count - computed
         return [answer for answer in answers if answer is not None], computed == 0
 
     async def _compute(

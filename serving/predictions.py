@@ -45,7 +45,7 @@ class Predictions:
             known = self.recent.get(call.body)
             if known is not None:
                 content, rows = known
-                self.telemetry.count("cache_hits", rows)
+                self.telemetry.cache_hits += rows
                 return self.answered(call, content, hit=True)
         asked = _Asked(self, call, self.codec.decode(call.body), deadline, done)
         if self.cache is None:
@@ -115,7 +115,7 @@ class _Asked:
             content = way.codec.encode(outcome)
             if way.recent is not None:
                 self._remember(way.recent, content)
-                way.telemetry.count("cache_misses", self.payload.count)
+                way.telemetry.cache_misses += self.payload.count
             answer = way.answered(call, content)
         except Exception as error:
             answer = failed(call, error)

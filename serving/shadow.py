@@ -43,7 +43,8 @@ class _Unanswered(EOFError):
 
 
 class Shadow:
-    """`offer` a request that was answered; the rest happens beside the traffic."""
+    """Ask whether a request is `chosen`, and `offer` it when it was answered; the rest happens beside the
+    traffic."""
 
     def __init__(self, url: str, share: float, spec: ShadowSpec, telemetry: Telemetry) -> None:
         self._address = urlsplit(url)
@@ -60,21 +61,24 @@ class Shadow:
         self._refilled = time.monotonic()
 
     def chosen(self) -> bool:
-        """Whether the next request belongs to the sampled share."""
-        return self._share >= 1.0 or random.random() < self._share
-
-    def offer(self, body: bytes, answer: bytes, request_id: str, seconds: float) -> None:
-        """Queue a copy; dropped and counted when the shadow is behind or gets enough already."""
+        """Whether the next request is copied. One of the sampled share is dropped and counted when the shadow
+        is behind or gets enough already: before anything is made for it, since that is most of them."""
+        if self._share < 1.0 and random.random() >= self._share:
+            return False
         now = time.monotonic()
-        self._allowance += (now - self._refilled) * self._spec.per_second
-        self._allowance = min(self._allowance, max(1.0, self._spec.per_second))
+        most = max(1.0, self._spec.per_second)
+        self._allowance = min(most, self._allowance + (now - self._refilled) * self._spec.per_second)
         self._refilled = now
         if self._allowance < 1.0 or len(self._queue) >= self._spec.max_pending or self._closed:
             self._telemetry.count("shadow_dropped")
-            return
+            return False
         self._allowance -= 1.0
+        return True
+
+    def offer(self, body: bytes, answer: bytes, request_id: str, seconds: float) -> None:
+        """Queue the copy of a request that was chosen, now that it was answered."""
         self._queue.append((body, answer, request_id, seconds))
-        if self._gathering is None:
+        if self._gathering is None and not self._closed:
             self._gathering = asyncio.get_running_loop().call_later(_GATHER_SECONDS, self._leave)
 
     async def close(self) -> None:

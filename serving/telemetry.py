@@ -152,8 +152,8 @@ class Telemetry:
         self._sources: dict[str, Callable[[], float]] = {}
         self._armed = False
         self.in_flight = 0
-        self.dropped_samples = 0
-        """Counted by the sampler for nearly every row of a busy server, so without a call."""
+        self.dropped_samples = self.cache_hits = self.cache_misses = 0
+        """Rows, counted for nearly each of a busy server, so without a call."""
 
     def bind(self, model: str, version: str) -> None:
         """Name the release; every series carries it."""
@@ -237,9 +237,10 @@ class Telemetry:
             calls = [seconds for _, seconds in batches if seconds is not None]
             if calls:
                 self._inference_seconds.labels(*identity).observe_many(calls)
-        if self.dropped_samples:
-            self.count("samples_dropped", self.dropped_samples)
-            self.dropped_samples = 0
+        self.count("samples_dropped", self.dropped_samples)
+        self.count("cache_hits", self.cache_hits)
+        self.count("cache_misses", self.cache_misses)
+        self.dropped_samples = self.cache_hits = self.cache_misses = 0
         counts, self._counts = self._counts, defaultdict(int)
         for (name, labels), amount in counts.items():
             self._counters[name].labels(*identity, *labels).inc(amount)
