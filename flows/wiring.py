@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from flows.adapters.artifacts import ArtifactStore
     from flows.adapters.images import ImageBuilder
     from flows.adapters.prometheus import PrometheusCounters
+    from flows.adapters.published import Images, Scans
     from flows.adapters.scanner import Scanner
-    from flows.published import Images, Scans
 
 
 class Clock(Protocol):
@@ -43,7 +43,7 @@ class ControlPlane:
 def control_plane(settings: Settings | None = None) -> ControlPlane:
     """The parts that these settings ask for; nothing is contacted yet."""
     from flows.adapters.prometheus import PrometheusCounters
-    from flows.published import Published
+    from flows.adapters.published import Published
 
     chosen = settings or Settings()
     registry = release_registry(chosen)

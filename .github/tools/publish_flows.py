@@ -11,9 +11,9 @@ import tempfile
 from pathlib import Path
 
 from flows.adapters.images import push
+from flows.adapters.published import Scans
 from flows.domain.errors import ModelServeError
 from flows.domain.spec import ScanPolicy
-from flows.published import Scans
 from flows.settings import Settings
 from flows.wiring import flows_image_builder, registry_credentials, scanner
 

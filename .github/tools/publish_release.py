@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import sys
 
+from flows.adapters.published import publish
 from flows.domain.errors import ModelServeError
-from flows.published import publish
 from flows.settings import Settings
 from flows.wiring import artifact_store, image_builder, registry_credentials, release_registry, scanner
 

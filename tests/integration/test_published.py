@@ -14,12 +14,12 @@ import pytest
 
 from flows.adapters.artifacts import ArtifactStore
 from flows.adapters.images import ImageBuilder, push
+from flows.adapters.published import OLDEST_SCAN, Published, publish
 from flows.adapters.registry import Registry
 from flows.adapters.scanner import Scanner
 from flows.domain.errors import ImageFailed, ScanRefused
 from flows.domain.release import Release
 from flows.domain.spec import ScanPolicy
-from flows.published import OLDEST_SCAN, Published, publish
 from flows.settings import Settings
 from flows.wiring import control_plane
 from tests.integration import oci_registry
