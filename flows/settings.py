@@ -40,7 +40,7 @@ class Ports(BaseModel):
     prometheus: int = Field(default=9090, ge=1, le=65535)
     alertmanager: int = Field(default=9093, ge=1, le=65535)
     alerts: int = Field(default=4300, ge=1, le=65535)
-    """The alert receiver (`flows.alerts`), which Alertmanager calls."""
+    """The alert receiver (`flows.alerting.receiver`), which Alertmanager calls."""
     redis: int = Field(default=6379, ge=1, le=65535)
     postgres: int = Field(default=5432, ge=1, le=65535)
     releases: int = Field(default=20000, ge=1024, le=65000)

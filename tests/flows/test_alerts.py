@@ -10,7 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from flows.adapters.memory import MemoryPlatform
-from flows.alerts import receiver
+from flows.alerting.receiver import receiver
 from flows.domain.errors import DependencyDown
 from flows.domain.promotion import State
 from flows.domain.release import Phase

@@ -60,7 +60,7 @@ def all_parts(settings: Settings) -> list[Part]:
         _prefect(settings),
         _worker(settings),
     ]
-    if importlib.util.find_spec("flows.alerts") is not None:
+    if importlib.util.find_spec("flows.alerting.receiver") is not None:
         parts.append(_alerts(settings))
     return parts
 
@@ -283,7 +283,7 @@ def _worker(settings: Settings) -> Part:
 def _alerts(settings: Settings) -> Part:
     return Part(
         name="alerts",
-        command=[settings.python, "-m", "flows.alerts", "serve"],
+        command=[settings.python, "-m", "flows.alerting.receiver", "serve"],
         environment={**settings.environment(), **settings.prefect_environment(), "PYTHONUNBUFFERED": "1"},
         healthy=lambda: programs.answers(f"http://{LOOPBACK}:{settings.ports.alerts}/healthz"),
         needs=("prefect",),

@@ -21,10 +21,10 @@ from fastapi import FastAPI, Header, HTTPException, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ConfigDict, Field
 
-from flows.attribution import Blame, blame
+from flows.alerting.attribution import Blame, blame
+from flows.alerting.exposition import exposition
 from flows.domain.errors import DependencyDown, ModelServeError
 from flows.domain.promotion import State
-from flows.exposition import exposition
 from flows.rollback import roll_back, rollback
 from flows.wiring import ControlPlane, control_plane
 
