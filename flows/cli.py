@@ -335,7 +335,7 @@ def drift(
 )
 def traffic(context: typer.Context) -> None:
     """Replay rows through the gateway as live traffic; 'modelserve traffic --help' lists the options."""
-    from flows.traffic import main as replay
+    from flows.demo.traffic import main as replay
 
     raise typer.Exit(replay(context.args))
 
@@ -348,7 +348,7 @@ def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Leave the stack running to play with.")] = False,
 ) -> None:
     """Show everything on this machine: promote a real model, reject a sick one, roll back on an alert."""
-    from flows.demo import run_demo
+    from flows.demo.demo import run_demo
 
     if not run_demo(settings(), console, keep=keep):
         raise typer.Exit(1)

@@ -365,7 +365,7 @@ def _users(world: World) -> subprocess.Popen[bytes]:
         }
     )
     pq.write_table(rows, world.folder / "rows.parquet")
-    command = [sys.executable, "-m", "flows.traffic", "--rows", str(world.folder / "rows.parquet")]
+    command = [sys.executable, "-m", "flows.demo.traffic", "--rows", str(world.folder / "rows.parquet")]
     command += ["--model", MODEL, "--gateway", world.settings.gateway_url, "--rate", str(RATE), "--repeat"]
     command += ["--wait", "120", "--no-feedback", "--quiet", "--log", str(world.log)]
     return subprocess.Popen(command, cwd=ROOT, env=world.variables)

@@ -20,11 +20,11 @@ import pyarrow.parquet as pq
 import pytest
 from aiohttp import web
 
-from flows import traffic
+from flows.demo import traffic
+from flows.demo.traffic_rows import Selection
+from flows.demo.traffic_statistics import NOBODY, Answers, Statistics
+from flows.demo.traffic_users import Replay
 from flows.domain.errors import DependencyDown, ModelServeError
-from flows.traffic_rows import Selection
-from flows.traffic_statistics import NOBODY, Answers, Statistics
-from flows.traffic_users import Replay
 
 FIRST = datetime(2013, 7, 1, 6, 0)
 Behaviour = Callable[["Gateway", int, web.Request], "tuple[int, dict[str, str]] | None"]
@@ -294,8 +294,8 @@ def test_statistics_and_log_on_disk(gateway: Gateway, rows: Path, tmp_path: Path
 
 def test_sigterm_ends_it_in_order(gateway: Gateway, rows: Path, tmp_path: Path) -> None:
     written = tmp_path / "traffic.json"
-    command = [sys.executable, "-m", "flows.traffic", "--rows", str(rows), "--model", "flights", "--repeat"]
-    command += ["--gateway", gateway.url, "--rate", "100", "--feedback-delay", "60"]
+    command = [sys.executable, "-m", "flows.demo.traffic", "--rows", str(rows), "--model", "flights"]
+    command += ["--repeat", "--gateway", gateway.url, "--rate", "100", "--feedback-delay", "60"]
     process = subprocess.Popen([*command, "--statistics", str(written)], stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 30
     while len(gateway.predictions) < 100 and time.monotonic() < deadline:

@@ -72,7 +72,7 @@ def users(image: str, rows: bytes) -> list[Thing]:
     """Users of the model as a pod inside the mesh: they enter by the gateway, as everybody does."""
     assert len(rows) < CONFIG_MAP_BYTES, f"{len(rows)} bytes of rows do not fit into a ConfigMap"
     named = {"name": CLIENT, "namespace": FLOWS, "labels": {"app.kubernetes.io/name": CLIENT}}
-    command = ["python", "-m", "flows.traffic", "--rows", "/rows/rows.parquet", "--model", MODEL]
+    command = ["python", "-m", "flows.demo.traffic", "--rows", "/rows/rows.parquet", "--model", MODEL]
     command += ["--gateway", "$(MODELSERVE_GATEWAY_URL)", "--rate", str(RATE), "--repeat"]
     command += ["--wait", "7200", "--quiet"]
     container = {

@@ -18,10 +18,10 @@ import httpx2
 import pytest
 import yaml
 
-from flows import traffic
+from flows.demo import traffic
+from flows.demo.traffic_rows import Selection
 from flows.domain.routes import Routes
 from flows.domain.spec import parse_spec
-from flows.traffic_rows import Selection
 from serving.models.flights import data, train
 from tests.free_ports import free_ports
 from tests.manifests.test_manifests import restricted
@@ -88,7 +88,7 @@ def test_the_users_are_a_pod_that_the_namespace_admits() -> None:
     pod = things[1]["spec"]["template"]["spec"]
     assert restricted(pod) == []
     program, _, module, *options = pod["containers"][0]["command"]
-    assert (program, module) == ("python", "flows.traffic")
+    assert (program, module) == ("python", "flows.demo.traffic")
     given = traffic._parser().parse_args(options)
     assert (given.model, given.repeat, given.rows) == (MODEL, True, Path("/rows/rows.parquet"))
 

@@ -21,9 +21,9 @@ from typing import Any, TextIO
 import aiohttp
 import orjson
 
+from flows.demo.traffic_rows import Row, Selection
+from flows.demo.traffic_statistics import NO_ANSWER, NOBODY, Statistics
 from flows.domain.errors import DependencyDown, ModelServeError
-from flows.traffic_rows import Row, Selection
-from flows.traffic_statistics import NO_ANSWER, NOBODY, Statistics
 
 PATIENCE = 1.0
 """Seconds that the replay may lag behind its schedule; what is more is given up, not sent as a burst."""

@@ -1,6 +1,6 @@
 """Replays real rows through the gateway as live traffic, and sends their outcomes back a little later.
 
-    python -m flows.traffic --rows FILE --model flights --rate 150 --statistics FILE
+    python -m flows.demo.traffic --rows FILE --model flights --rate 150 --statistics FILE
 
 It runs as a process of its own beside everything else on a small machine. So it knows no Prefect and no
 pandas, and uses aiohttp, which takes less than half of the processor time of httpx.
@@ -21,10 +21,10 @@ from typing import TextIO
 import aiohttp
 import uvloop
 
+from flows.demo.traffic_rows import Selection
+from flows.demo.traffic_statistics import Statistics
+from flows.demo.traffic_users import Replay, Users
 from flows.domain.errors import ModelServeError
-from flows.traffic_rows import Selection
-from flows.traffic_statistics import Statistics
-from flows.traffic_users import Replay, Users
 
 
 def run(replay: Replay) -> Statistics:
@@ -106,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m flows.traffic",
+        prog="python -m flows.demo.traffic",
         description="Replay real rows through the gateway as live traffic and send their outcomes back.",
     )
     add = parser.add_argument

@@ -145,7 +145,7 @@ def _train(plane: ControlPlane, folder: Path, console: Console) -> None:
 @contextmanager
 def _traffic(plane: ControlPlane, folder: Path, console: Console) -> Iterator[None]:
     """Users, for as long as the body runs: a process of its own."""
-    command = [sys.executable, "-m", "flows.traffic", "--rows", str(folder / "flights-2013.parquet")]
+    command = [sys.executable, "-m", "flows.demo.traffic", "--rows", str(folder / "flights-2013.parquet")]
     command += ["--model", MODEL, "--gateway", plane.settings.gateway_url, "--rate", str(RATE)]
     command += ["--since", LIVE[0], "--until", LIVE[1], "--repeat", "--wait", "600", "--quiet"]
     command += ["--statistics", str(folder / "traffic.json"), "--log", str(folder / "requests.jsonl")]
@@ -222,7 +222,7 @@ def _drift(plane: ControlPlane, folder: Path, console: Console) -> Outcome:
     with console.status(f"replaying a sample of the flights from {LATER[0]} to {LATER[1]} …"):
         # The day after the last one ends the selection.
         until = str(date.fromisoformat(LATER[1]) + timedelta(days=1))
-        arguments = ["flows.traffic", "--rows", str(folder / "flights-2013.parquet"), "--model", MODEL]
+        arguments = ["flows.demo.traffic", "--rows", str(folder / "flights-2013.parquet"), "--model", MODEL]
         arguments += ["--gateway", plane.settings.gateway_url, "--since", LATER[0], "--until", until]
         arguments += ["--sample", str(LATER_SHARE), "--rate", str(LATER_RATE), "--feedback-delay", "1"]
         _python([*arguments, "--quiet"], "the replay failed", console)
