@@ -68,7 +68,7 @@ def control_plane(settings: Settings | None = None) -> ControlPlane:
 def platform(settings: Settings) -> Platform:
     if settings.mode == "kubernetes":
         from flows.adapters.kubernetes import KubernetesPlatform
-        from flows.domain.manifests import Cluster
+        from flows.domain.cluster.manifests import Cluster
 
         cluster = Cluster(
             request_seconds=settings.gateway_timeout_seconds,

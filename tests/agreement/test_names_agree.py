@@ -10,7 +10,7 @@ import yaml
 
 from flows.adapters.local import commands
 from flows.adapters.local.records import Record
-from flows.domain.manifests import server_environment
+from flows.domain.cluster.manifests import server_environment
 from flows.domain.release import Release
 from flows.domain.spec import ModelSpec, parse_spec
 from flows.settings import Ports, Settings

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flows.adapters.kubernetes import read_skeletons
-from flows.domain import mesh
+from flows.domain.cluster import mesh
+from flows.domain.cluster.manifests import Cluster, release_manifests
+from flows.domain.cluster.skeleton import fill
 from flows.domain.errors import ImageFailed, RouteConflict, SpecInvalid
-from flows.domain.manifests import Cluster, release_manifests
 from flows.domain.release import Release
 from flows.domain.routes import Match, Mirror, Routes
-from flows.domain.skeleton import fill
 from flows.domain.spec import ModelSpec
 
 SKELETONS = read_skeletons()

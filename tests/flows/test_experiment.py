@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import redis
 
+from flows.domain.cluster.manifests import PINNED_ANNOTATION
 from flows.domain.errors import DependencyDown, PromotionRunning, ReleaseNotReady
 from flows.domain.experiment import Plan
-from flows.domain.manifests import PINNED_ANNOTATION
 from flows.domain.promotion import State, settled
 from flows.domain.release import Release
 from flows.domain.routes import Routes

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.domain.manifests import PORT, Cluster
+from flows.domain.cluster.manifests import PORT, Cluster
 from flows.settings import Settings as FlowsSettings
 from serving.settings import Settings as ServingSettings
 from serving.spec import LimitsSpec

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from flows.domain.manifests import CLUSTER_ENVIRONMENT
+from flows.domain.cluster.manifests import CLUSTER_ENVIRONMENT
 from tests.manifests.validate import OVERLAYS, ROOT, built, problems_of, with_component
 from tests.manifests.variants import rendered
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from flows.adapters.kubernetes import read_skeletons
-from flows.domain import mesh
-from flows.domain.manifests import Cluster, Manifest, release_manifests
+from flows.domain.cluster import mesh
+from flows.domain.cluster.manifests import Cluster, Manifest, release_manifests
 from flows.domain.release import Release
 from flows.domain.routes import Match, Mirror, Routes
 from flows.domain.spec import ModelSpec

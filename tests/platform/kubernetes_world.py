@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from flows.adapters.kubernetes import Api, KubernetesPlatform, connect
-from flows.domain.manifests import Cluster
+from flows.domain.cluster.manifests import Cluster
 from flows.domain.release import Release
 from flows.domain.spec import ModelSpec
 from tests.platform.fake_kubernetes import FakeKubernetes, serve

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from flows.domain import mesh
+from flows.domain.cluster import mesh
 from tests.platform.real_kubernetes import Admin
 
 Thing = dict[str, Any]

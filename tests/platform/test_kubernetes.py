@@ -10,8 +10,8 @@ import pytest
 
 from flows import wiring
 from flows.adapters.kubernetes import KubernetesPlatform, read_skeletons
+from flows.domain.cluster.manifests import PINNED_ANNOTATION, Cluster
 from flows.domain.errors import ReleaseExists, ReleaseNotReady, RouteConflict
-from flows.domain.manifests import PINNED_ANNOTATION, Cluster
 from flows.domain.routes import Match, Mirror, Routes
 from flows.settings import Settings
 from tests.platform.fake_kubernetes import FakeKubernetes, Thing, healthy, serve

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from flows.adapters.kubernetes import Api, KubernetesPlatform, connect, read_skeletons
+from flows.domain.cluster.manifests import Cluster
 from flows.domain.errors import DependencyDown, ReleaseNotReady
-from flows.domain.manifests import Cluster
 from flows.domain.release import Release, parse_release_name
 from flows.domain.routes import Routes
 from flows.domain.spec import ModelSpec

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from flows.adapters.kubernetes import Api, KubernetesPlatform, connect
+from flows.domain.cluster.manifests import Cluster
 from flows.domain.errors import DependencyDown, ModelServeError, RouteConflict
-from flows.domain.manifests import Cluster
 from flows.domain.routes import Routes
 from tests.platform.fake_kubernetes import FakeKubernetes, Thing, serve
 from tests.platform.kubernetes_world import (

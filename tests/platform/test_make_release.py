@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from flows.adapters.images import ImageBuilder, ImageRecipe
-from flows.domain.manifests import SERVER_DRAIN_SECONDS, server_environment
+from flows.domain.cluster.manifests import SERVER_DRAIN_SECONDS, server_environment
 from tests.platform.kubernetes_world import a_spec
 from tests.platform.make_release import FILES, MODEL, make, write_bundle
 from tests.platform.real_kubernetes import loading_command, real_release

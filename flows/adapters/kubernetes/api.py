@@ -20,8 +20,8 @@ from lightkube.generic_resource import GenericNamespacedResource, create_api_inf
 from lightkube.types import CascadeType, PatchType
 
 from flows.adapters.kubernetes.connection import NAME
+from flows.domain.cluster.manifests import Manifest
 from flows.domain.errors import DependencyDown
-from flows.domain.manifests import Manifest
 
 TRANSIENT = frozenset({429, 500, 502, 503, 504})
 LONGEST_PAUSE_SECONDS = 10.0

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from flows.adapters.kubernetes.api import Api, Conflict
+from flows.domain.cluster.manifests import PINNED_ANNOTATION, RELEASE_LABEL, Manifest
 from flows.domain.errors import DependencyDown
-from flows.domain.manifests import PINNED_ANNOTATION, RELEASE_LABEL, Manifest
 
 MINIMUM = {"HorizontalPodAutoscaler": "minReplicas", "ScaledObject": "minReplicaCount"}
 MAXIMUM = {"HorizontalPodAutoscaler": "maxReplicas", "ScaledObject": "maxReplicaCount"}

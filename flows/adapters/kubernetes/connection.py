@@ -11,8 +11,8 @@ from lightkube import Client, KubeConfig
 from lightkube.config.kubeconfig import SERVICE_ACCOUNT
 from lightkube.core.exceptions import ConfigError
 
+from flows.domain.cluster.manifests import MANAGER
 from flows.domain.errors import DependencyDown
-from flows.domain.manifests import MANAGER
 
 NAME = "the Kubernetes API"
 UNUSABLE = (ConfigError, OSError, ValueError, yaml.YAMLError, AttributeError, LookupError, TypeError)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from flows.adapters.kubernetes.pods import is_available
-from flows.domain import mesh
-from flows.domain.manifests import MANAGED_BY, MANAGER, Manifest
+from flows.domain.cluster import mesh
+from flows.domain.cluster.manifests import MANAGED_BY, MANAGER, Manifest
 
 
 def is_ours(thing: Manifest) -> bool:

@@ -1,6 +1,6 @@
 """The `Platform` on Kubernetes with Istio: starts a release's objects, sets the model's VirtualService.
 
-Translates, never decides: what the objects look like is `flows.domain.manifests` and `flows.domain.mesh`,
+Translates, never decides: what the objects look like is `flows.domain.cluster.manifests` and `flows.domain.cluster.mesh`,
 who gets traffic is the flows' business.
 """
 
@@ -24,9 +24,8 @@ from flows.adapters.kubernetes.objects import (
 )
 from flows.adapters.kubernetes.readiness import Readiness
 from flows.adapters.kubernetes.skeletons import read_skeletons
-from flows.domain import mesh
-from flows.domain.errors import DependencyDown, ReleaseExists, ReleaseNotReady, RouteConflict
-from flows.domain.manifests import (
+from flows.domain.cluster import mesh
+from flows.domain.cluster.manifests import (
     ENTRY_LABEL,
     MANAGED_BY,
     MANAGER,
@@ -40,6 +39,7 @@ from flows.domain.manifests import (
     release_manifests,
     scales_to_zero,
 )
+from flows.domain.errors import DependencyDown, ReleaseExists, ReleaseNotReady, RouteConflict
 from flows.domain.release import Release
 from flows.domain.routes import Routes
 from flows.domain.spec import ModelSpec

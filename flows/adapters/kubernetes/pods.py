@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flows.domain.manifests import Manifest
+from flows.domain.cluster.manifests import Manifest
 
 HOPELESS = frozenset(
     {"InvalidImageName", "ErrImageNeverPull", "ImagePullBackOff", "CreateContainerConfigError"}

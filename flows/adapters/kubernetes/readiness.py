@@ -13,8 +13,8 @@ from flows.adapters.kubernetes.pods import (
     trouble_of,
     unready_pod,
 )
+from flows.domain.cluster.manifests import RELEASE_LABEL, Cluster, Manifest
 from flows.domain.errors import ReleaseNotReady
-from flows.domain.manifests import RELEASE_LABEL, Cluster, Manifest
 
 LOG_LINES = 5
 

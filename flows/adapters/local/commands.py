@@ -10,8 +10,8 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 from flows.adapters.local.records import Record
+from flows.domain.cluster.manifests import server_environment
 from flows.domain.errors import DependencyDown, ImageFailed
-from flows.domain.manifests import server_environment
 from flows.domain.release import Release
 from flows.domain.spec import ModelSpec
 from flows.settings import LOOPBACK, Settings

@@ -12,8 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
-from flows.domain.errors import RouteConflict
-from flows.domain.manifests import (
+from flows.domain.cluster.manifests import (
     MANAGED_BY,
     MANAGER,
     MODEL_LABEL,
@@ -22,9 +21,10 @@ from flows.domain.manifests import (
     Manifest,
     aside_name,
 )
+from flows.domain.cluster.skeleton import fill
+from flows.domain.errors import RouteConflict
 from flows.domain.release import parse_release_name
 from flows.domain.routes import Match, Mirror, Routes
-from flows.domain.skeleton import fill
 
 PREFIX = "modelserveai-"
 SPLIT = PREFIX + "split"

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from flows.domain.cluster.skeleton import fill
 from flows.domain.errors import ImageFailed, SpecInvalid
 from flows.domain.release import Release
-from flows.domain.skeleton import fill
 from flows.domain.spec import ModelSpec
 
 Manifest = dict[str, Any]
