@@ -315,7 +315,7 @@ def drift(
     every: Annotated[bool, typer.Option("--all", help="Every model, due or not.")] = False,
 ) -> None:
     """Check traffic for drift, as the schedule does. Needs no Prefect server. Exit 1 if a check failed."""
-    from flows.domain.drift_report import table
+    from flows.domain.drift.report import table
     from flows.drift import check_by_hand
     from flows.wiring import control_plane
 

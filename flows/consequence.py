@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 
-from flows.domain.drift_policy import Consequence, DriftPolicy
+from flows.domain.drift.findings import DriftResult
+from flows.domain.drift.policy import Consequence, DriftPolicy
 from flows.domain.errors import ModelServeError
-from flows.domain.findings import DriftResult
 from flows.domain.release import parse_release_name
 from flows.rollback import roll_back
 from flows.wiring import ControlPlane

@@ -17,12 +17,12 @@ import pandas as pd
 from prefect import flow
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
-from flows.domain.drift_policy import DriftPolicy, seconds
-from flows.domain.drift_report import markdown
-from flows.domain.drift_schedule import is_due
+from flows.domain.drift.findings import DriftResult, Outcome
+from flows.domain.drift.frames import to_seconds
+from flows.domain.drift.policy import DriftPolicy, seconds
+from flows.domain.drift.report import markdown
+from flows.domain.drift.schedule import is_due
 from flows.domain.errors import ModelServeError, SpecInvalid
-from flows.domain.findings import DriftResult, Outcome
-from flows.domain.frames import to_seconds
 from flows.domain.spec import parse_spec
 from flows.drift_check import Drawing, check_model
 from flows.wiring import ControlPlane, control_plane

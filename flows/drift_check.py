@@ -19,15 +19,15 @@ import pandas as pd
 
 from flows.adapters.samples import SampleStore, archive, open_samples, parquet_frames
 from flows.consequence import carry_out
-from flows.domain.binning import Floats
-from flows.domain.consequences import consequence
-from flows.domain.drift import check
-from flows.domain.drift_page import page
-from flows.domain.drift_policy import DriftPolicy
+from flows.domain.drift.binning import Floats
+from flows.domain.drift.check import check
+from flows.domain.drift.consequences import consequence
+from flows.domain.drift.findings import DriftResult, Finding, FindingKind, Outcome
+from flows.domain.drift.page import page
+from flows.domain.drift.policy import DriftPolicy
+from flows.domain.drift.profile import Profile, parse_profile
+from flows.domain.drift.reference_sample import reference_sample
 from flows.domain.errors import ArtifactCorrupt, DependencyDown
-from flows.domain.findings import DriftResult, Finding, FindingKind, Outcome
-from flows.domain.profile import Profile, parse_profile
-from flows.domain.reference_sample import reference_sample
 from flows.domain.release import Release
 from flows.domain.spec import ModelSpec, parse_spec
 from flows.wiring import ControlPlane

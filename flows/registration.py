@@ -93,7 +93,7 @@ def _next_version(plane: ControlPlane, model: str) -> int:
 
 
 def _write_reference(training: Path, holdout: Path | None, spec: ModelSpec, target: Path) -> None:
-    from flows.domain.profile import make_profile
+    from flows.domain.drift.profile import make_profile
 
     rows = _rows(training)
     unlearned = None if holdout is None else _rows(holdout)

@@ -28,8 +28,8 @@ from rich.table import Table
 from flows.adapters import stack
 from flows.bootstrap import bring_up
 from flows.console import addresses
+from flows.domain.drift.findings import Outcome as DriftOutcome
 from flows.domain.errors import DependencyDown, ModelServeError
-from flows.domain.findings import Outcome as DriftOutcome
 from flows.domain.promotion import State
 from flows.domain.release import release_name
 from flows.following import follow, run_flow, start_promotion

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from flows.domain.drift_policy import DriftPolicy
+from flows.domain.drift.policy import DriftPolicy
 from flows.domain.errors import SpecInvalid
 from flows.domain.policy import PromotionPolicy
 from flows.domain.release import MODEL_NAME

@@ -25,8 +25,8 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from flows.domain.drift import check
-from flows.domain.profile import Profile, make_profile
+from flows.domain.drift.check import check
+from flows.domain.drift.profile import Profile, make_profile
 from tests.bench.drift_data import COLUMNS, NUMBERS, POLICY, SIGNATURE, Make, lognormal, normal, wandering
 from tests.bench.drift_real import real
 from tests.bench.drift_speed import speed

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from flows.domain.drift_policy import DriftPolicy
+from flows.domain.drift.policy import DriftPolicy
 from flows.domain.spec import Column, Signature
 
 NUMBERS = [f"x{place}" for place in range(19)]

@@ -25,10 +25,10 @@ from rich.console import Console
 from rich.table import Table
 from sklearn.metrics import roc_auc_score
 
-from flows.domain.drift import check
-from flows.domain.drift_policy import DriftPolicy
-from flows.domain.findings import DriftResult, Outcome
-from flows.domain.profile import make_profile
+from flows.domain.drift.check import check
+from flows.domain.drift.findings import DriftResult, Outcome
+from flows.domain.drift.policy import DriftPolicy
+from flows.domain.drift.profile import make_profile
 from flows.domain.spec import Column, Signature
 from tests.domain import test_drift_flights as flights
 

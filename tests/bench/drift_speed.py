@@ -26,8 +26,8 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.adapters.samples import parquet_frames
-from flows.domain.drift import check
-from flows.domain.profile import make_profile, parse_profile
+from flows.domain.drift.check import check
+from flows.domain.drift.profile import make_profile, parse_profile
 from tests.bench.drift_data import COLUMNS, NUMBERS, POLICY, SIGNATURE, normal
 
 MILLION = 1_000_000

@@ -10,13 +10,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from flows.domain.drift import check, conclude
-from flows.domain.drift_policy import DriftPolicy
+from flows.domain.drift.check import check, conclude
+from flows.domain.drift.findings import DriftResult, FindingKind, Outcome
+from flows.domain.drift.policy import DriftPolicy
+from flows.domain.drift.profile import Profile, make_profile, parse_profile
+from flows.domain.drift.tally import MOST_WINDOWS, Tally
 from flows.domain.errors import ArtifactCorrupt, SpecInvalid
-from flows.domain.findings import DriftResult, FindingKind, Outcome
-from flows.domain.profile import Profile, make_profile, parse_profile
 from flows.domain.spec import Column, Signature
-from flows.domain.tally import MOST_WINDOWS, Tally
 
 NUMBERS = [f"x{place}" for place in range(8)]
 SIGNATURE = Signature(

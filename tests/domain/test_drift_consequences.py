@@ -6,9 +6,9 @@ from typing import get_args
 
 import pytest
 
-from flows.domain.consequences import consequence
-from flows.domain.drift_policy import Consequence, DriftPolicy
-from flows.domain.findings import DriftResult, Outcome
+from flows.domain.drift.consequences import consequence
+from flows.domain.drift.findings import DriftResult, Outcome
+from flows.domain.drift.policy import Consequence, DriftPolicy
 
 EVERY: tuple[Consequence, ...] = get_args(Consequence)
 QUIET = [one for one in Outcome if one not in (Outcome.DRIFTED, Outcome.HARMED, Outcome.DAMAGED)]

@@ -16,11 +16,11 @@ import pandas as pd
 import pytest
 from sklearn.ensemble import HistGradientBoostingClassifier
 
-from flows.domain.drift import check
-from flows.domain.drift_policy import DriftPolicy
-from flows.domain.findings import DriftResult, Outcome
-from flows.domain.frames import compared_columns
-from flows.domain.profile import Profile, make_profile
+from flows.domain.drift.check import check
+from flows.domain.drift.findings import DriftResult, Outcome
+from flows.domain.drift.frames import compared_columns
+from flows.domain.drift.policy import DriftPolicy
+from flows.domain.drift.profile import Profile, make_profile
 from flows.domain.spec import ModelSpec, parse_spec
 from serving.models.flights import data
 

@@ -9,12 +9,12 @@ import pandas as pd
 import pytest
 from sklearn.metrics import log_loss, roc_auc_score
 
-from flows.domain.drift import check
-from flows.domain.drift_policy import DriftPolicy
+from flows.domain.drift.check import check
+from flows.domain.drift.findings import DriftResult, FindingKind, Outcome
+from flows.domain.drift.online import error_changes
+from flows.domain.drift.policy import DriftPolicy
+from flows.domain.drift.profile import Profile, make_profile, parse_profile
 from flows.domain.errors import SpecInvalid
-from flows.domain.findings import DriftResult, FindingKind, Outcome
-from flows.domain.online import error_changes
-from flows.domain.profile import Profile, make_profile, parse_profile
 from flows.domain.spec import Column, Signature
 
 SIGNATURE = Signature(

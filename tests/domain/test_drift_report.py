@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from flows.domain.drift import check
-from flows.domain.drift_page import page
-from flows.domain.drift_policy import DriftPolicy
-from flows.domain.drift_report import detectable_text, markdown, table
-from flows.domain.findings import DriftResult, Outcome
-from flows.domain.profile import make_profile
+from flows.domain.drift.check import check
+from flows.domain.drift.findings import DriftResult, Outcome
+from flows.domain.drift.page import page
+from flows.domain.drift.policy import DriftPolicy
+from flows.domain.drift.profile import make_profile
+from flows.domain.drift.report import detectable_text, markdown, table
 from tests.domain import test_drift as made
 from tests.domain import test_drift_performance as judged
 

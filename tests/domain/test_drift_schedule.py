@@ -8,8 +8,8 @@ from zoneinfo import ZoneInfo
 import pytest
 from pydantic import ValidationError
 
-from flows.domain.drift_policy import DriftPolicy
-from flows.domain.drift_schedule import is_due, next_check
+from flows.domain.drift.policy import DriftPolicy
+from flows.domain.drift.schedule import is_due, next_check
 
 BERLIN = ZoneInfo("Europe/Berlin")
 DAILY = DriftPolicy(schedule="0 6 * * *", timezone="Europe/Berlin")

@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 import redis
 
-from flows.domain.profile import make_profile
+from flows.domain.drift.profile import make_profile
 from flows.domain.promotion import State
 from flows.domain.release import Release
 from flows.domain.spec import parse_spec

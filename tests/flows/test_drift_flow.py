@@ -16,10 +16,10 @@ from flows.adapters.registry import Registry
 from flows.alerting.exposition import exposition
 from flows.archive import ARCHIVE, archive_all
 from flows.consequence import carry_out
-from flows.domain.drift_policy import DriftPolicy
-from flows.domain.drift_report import markdown, table
+from flows.domain.drift.findings import DriftResult, FindingKind, Outcome
+from flows.domain.drift.policy import DriftPolicy
+from flows.domain.drift.report import markdown, table
 from flows.domain.errors import DependencyDown, ReleaseUnknown, SpecInvalid
-from flows.domain.findings import DriftResult, FindingKind, Outcome
 from tests.flows.drift_world import HOUR, NOW, World, rows
 
 

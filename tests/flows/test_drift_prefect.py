@@ -23,7 +23,7 @@ from prefect.utilities.importtools import import_object
 
 from flows import drift, training
 from flows.archive import ARCHIVE
-from flows.domain.findings import DriftResult, Outcome
+from flows.domain.drift.findings import DriftResult, Outcome
 from flows.domain.promotion import State
 from flows.domain.release import Phase, Release
 from flows.domain.spec import parse_spec

@@ -176,7 +176,7 @@ def test_pools_agree_with_the_manifests(environment: str) -> None:
     assert taint
     deployment = (REPOSITORY / "k8s" / "release" / "deployment.yaml").read_text()
     assert f"{label[1]}: ${{pool}}" in deployment
-    manifests = (REPOSITORY / "flows" / "domain" / "manifests.py").read_text()
+    manifests = (REPOSITORY / "flows" / "domain" / "cluster" / "manifests.py").read_text()
     assert taint[1] in manifests
 
 

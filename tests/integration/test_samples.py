@@ -19,10 +19,10 @@ import redis
 
 from flows.adapters.samples import SampleStore, archive, open_samples
 from flows.adapters.samples.archive import GROUP
-from flows.domain.drift_policy import DriftPolicy
+from flows.domain.drift.findings import FindingKind
+from flows.domain.drift.frames import compared_columns
+from flows.domain.drift.policy import DriftPolicy
 from flows.domain.errors import DependencyDown
-from flows.domain.findings import FindingKind
-from flows.domain.frames import compared_columns
 from flows.domain.spec import Column, Signature
 from tests.free_ports import free_ports
 from tests.integration.s3_server import ACCESS, BUCKET

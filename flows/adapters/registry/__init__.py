@@ -35,6 +35,7 @@ from flows.adapters.registry.rows import (
     unknown_model,
 )
 from flows.adapters.registry.turn import Turn
+from flows.domain.drift.findings import Outcome
 from flows.domain.errors import (
     DependencyDown,
     ModelServeError,
@@ -42,7 +43,6 @@ from flows.domain.errors import (
     ReleaseExists,
     ReleaseUnknown,
 )
-from flows.domain.findings import Outcome
 from flows.domain.promotion import Promotion, Standing, State
 from flows.domain.release import Phase, Release, release_name
 

@@ -22,9 +22,9 @@ import pyarrow as pa
 import redis
 
 from flows.adapters.samples.store import SampleStore, day_of
-from flows.domain.drift_policy import DriftPolicy
+from flows.domain.drift.frames import EARLIEST, LATEST, PERSONAL, PREDICTION, RELEASE, TIME, to_seconds
+from flows.domain.drift.policy import DriftPolicy
 from flows.domain.errors import DependencyDown
-from flows.domain.frames import EARLIEST, LATEST, PERSONAL, PREDICTION, RELEASE, TIME, to_seconds
 from flows.domain.spec import Column, Signature
 
 GROUP = "archive"

@@ -20,11 +20,11 @@ import pyarrow.dataset
 import pyarrow.parquet as pq
 
 from flows.adapters.samples.store import Part, SampleStore
-from flows.domain.binning import Flags, Ints
-from flows.domain.drift_policy import DriftPolicy
+from flows.domain.drift.binning import Flags, Ints
+from flows.domain.drift.findings import Finding, FindingKind
+from flows.domain.drift.frames import OUTCOME, RELEASE, TIME, to_seconds
+from flows.domain.drift.policy import DriftPolicy
 from flows.domain.errors import ArtifactCorrupt
-from flows.domain.findings import Finding, FindingKind
-from flows.domain.frames import OUTCOME, RELEASE, TIME, to_seconds
 from flows.domain.spec import Signature
 
 CHUNK_ROWS = 100_000

@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
+from flows.domain.drift.frames import EARLIEST, LATEST, TIME
 from flows.domain.errors import DependencyDown, ModelServeError
-from flows.domain.frames import EARLIEST, LATEST, TIME
 
 PART = re.compile(r"(\d+)-(\d+)_(\d+)-(\d+)\.parquet")
 DAY = re.compile(r"day=(\d{4}-\d\d-\d\d)")

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from flows.domain.binning import BELOW, NULL, Flags, Floats
-from flows.domain.calibration import (
+from flows.domain.drift.binning import BELOW, NULL, Flags, Floats
+from flows.domain.drift.calibration import (
     LEAST_WINDOWS,
     MOST_FREEDOM,
     Spread,
@@ -23,7 +23,7 @@ from flows.domain.calibration import (
     spread_in_time,
     two_sided,
 )
-from flows.domain.profile import ColumnProfile, Profile
+from flows.domain.drift.profile import ColumnProfile, Profile
 
 NUMERIC = {"location": 0.60, "spread": 0.18, "skew": 0.06, "tails": 0.06}
 NUMERIC_SHARES = {"null": 0.06, "below the reference": 0.02, "above the reference": 0.02}

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flows.domain.binning import NULL, Floats
-from flows.domain.calibration import LEAST_WINDOWS
-from flows.domain.column_tests import (
+from flows.domain.drift.binning import NULL, Floats
+from flows.domain.drift.calibration import LEAST_WINDOWS
+from flows.domain.drift.column_tests import (
     Answers,
     Questions,
     answer,
@@ -18,10 +18,10 @@ from flows.domain.column_tests import (
     spread,
     thresholds,
 )
-from flows.domain.drift_policy import DriftPolicy
-from flows.domain.findings import ColumnDrift
-from flows.domain.profile import ColumnProfile, Profile
-from flows.domain.tally import WindowTally
+from flows.domain.drift.findings import ColumnDrift
+from flows.domain.drift.policy import DriftPolicy
+from flows.domain.drift.profile import ColumnProfile, Profile
+from flows.domain.drift.tally import WindowTally
 
 PRESENT = 0.67
 """A window shows a change when it deviates by so many standard deviations in the same direction."""

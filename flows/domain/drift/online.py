@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flows.domain.binning import Floats
+from flows.domain.drift.binning import Floats
 
 CERTAINTY = 0.002
 """ADWIN's delta: the accepted probability of a false alarm at each check."""

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from flows.domain.binning import (
+from flows.domain.drift.binning import (
     Bins,
     CategoryBins,
     Codes,
@@ -26,9 +26,7 @@ from flows.domain.binning import (
     category_bins,
     numeric_bins,
 )
-from flows.domain.drift_policy import DriftPolicy
-from flows.domain.errors import ArtifactCorrupt, SpecInvalid
-from flows.domain.frames import (
+from flows.domain.drift.frames import (
     OUTCOME,
     TIME,
     Compared,
@@ -39,8 +37,10 @@ from flows.domain.frames import (
     prediction_column,
     training_frame,
 )
-from flows.domain.multivariate import ReferenceRows, reference_rows
-from flows.domain.performance import PerformanceProfile, performance_profile
+from flows.domain.drift.multivariate import ReferenceRows, reference_rows
+from flows.domain.drift.performance import PerformanceProfile, performance_profile
+from flows.domain.drift.policy import DriftPolicy
+from flows.domain.errors import ArtifactCorrupt, SpecInvalid
 from flows.domain.spec import Signature
 
 FORMAT = 1

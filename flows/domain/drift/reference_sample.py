@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from flows.domain.binning import BELOW, FIRST_BIN, FIRST_CATEGORY, NULL, RARE, Codes, Floats
-from flows.domain.profile import ColumnProfile, Profile
+from flows.domain.drift.binning import BELOW, FIRST_BIN, FIRST_CATEGORY, NULL, RARE, Codes, Floats
+from flows.domain.drift.profile import ColumnProfile, Profile
 
 
 def reference_sample(profile: Profile, rows: int, seed: int = 5) -> pd.DataFrame:

@@ -23,8 +23,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 from scipy import special
 
-from flows.domain.binning import Bins, Codes, Flags, Floats, Ints, NumericBins
-from flows.domain.calibration import LEAST_WINDOWS, critical
+from flows.domain.drift.binning import Bins, Codes, Flags, Floats, Ints, NumericBins
+from flows.domain.drift.calibration import LEAST_WINDOWS, critical
 
 GROUPS = 16
 LEAST_ROWS = 100

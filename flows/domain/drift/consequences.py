@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from flows.domain.drift_policy import Consequence, DriftPolicy
-from flows.domain.findings import DriftResult, Outcome
+from flows.domain.drift.findings import DriftResult, Outcome
+from flows.domain.drift.policy import Consequence, DriftPolicy
 
 
 def consequence(result: DriftResult, policy: DriftPolicy) -> Consequence | None:

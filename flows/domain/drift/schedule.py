@@ -11,7 +11,7 @@ from zoneinfo import ZoneInfo
 
 from cronsim import CronSim
 
-from flows.domain.drift_policy import DriftPolicy
+from flows.domain.drift.policy import DriftPolicy
 
 
 def is_due(policy: DriftPolicy, last: datetime | None, now: datetime) -> bool:

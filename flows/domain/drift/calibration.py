@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from flows.domain.binning import Floats, Ints
+from flows.domain.drift.binning import Floats, Ints
 
 LEAST_WINDOWS = 4
 """With fewer reference windows nothing is said about the spread between windows: no alert is possible."""

@@ -8,9 +8,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from flows.domain.column_tests import NUMERIC
-from flows.domain.findings import ColumnDrift, DriftResult
-from flows.domain.performance import ASSUMPTION, QUALITY, Performance
+from flows.domain.drift.column_tests import NUMERIC
+from flows.domain.drift.findings import ColumnDrift, DriftResult
+from flows.domain.drift.performance import ASSUMPTION, QUALITY, Performance
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 WORST = 12

@@ -24,17 +24,17 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from flows.domain.binning import NULL, UNSEEN
-from flows.domain.calibration import LEAST_WINDOWS
-from flows.domain.column_drift import describe, examine
-from flows.domain.drift_policy import DriftPolicy
-from flows.domain.findings import ColumnDrift, DriftResult, Finding, FindingKind, Outcome, WindowSummary
-from flows.domain.frames import TIME
-from flows.domain.multivariate import DomainCheck, domain_check
-from flows.domain.online import ErrorChange, error_changes
-from flows.domain.performance import Performance, judge_performance, worsened
-from flows.domain.profile import ColumnProfile, Profile
-from flows.domain.tally import MOST_WINDOWS, Tally, WindowTally
+from flows.domain.drift.binning import NULL, UNSEEN
+from flows.domain.drift.calibration import LEAST_WINDOWS
+from flows.domain.drift.column_drift import describe, examine
+from flows.domain.drift.findings import ColumnDrift, DriftResult, Finding, FindingKind, Outcome, WindowSummary
+from flows.domain.drift.frames import TIME
+from flows.domain.drift.multivariate import DomainCheck, domain_check
+from flows.domain.drift.online import ErrorChange, error_changes
+from flows.domain.drift.performance import Performance, judge_performance, worsened
+from flows.domain.drift.policy import DriftPolicy
+from flows.domain.drift.profile import ColumnProfile, Profile
+from flows.domain.drift.tally import MOST_WINDOWS, Tally, WindowTally
 
 COLUMNS_PART, MULTIVARIATE_PART, PERFORMANCE_PART = 0.70, 0.15, 0.15
 MISTYPED_SHARE = 0.01
@@ -56,7 +56,7 @@ def check(
     window_rows: int | None = None,
     late: Callable[[], tuple[int, Sequence[Finding]]] = lambda: (0, ()),
 ) -> DriftResult:
-    """Check live rows, given at once or in chunks (see `flows.domain.frames` for their columns).
+    """Check live rows, given at once or in chunks (see `flows.domain.drift.frames` for their columns).
 
     `since`, `until` (Unix seconds): what the rows were meant to cover; windows cut by them are not judged.
     `window_rows`: rows a window when rows have no times; default: the rows given, in `persistence` windows.

@@ -14,8 +14,8 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from flows.domain.binning import Floats
-from flows.domain.drift_policy import DriftPolicy
+from flows.domain.drift.binning import Floats
+from flows.domain.drift.policy import DriftPolicy
 from flows.domain.spec import Column, Signature
 
 PREDICTION = "prediction."

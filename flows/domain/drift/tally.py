@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from flows.domain.binning import NULL, Codes, Floats, Ints
-from flows.domain.drift_policy import DriftPolicy
-from flows.domain.frames import OUTCOME, TIME, expand, to_seconds
-from flows.domain.performance import PerformanceTally, task_of
-from flows.domain.profile import CELLS, Profile, day_start, season_cells
+from flows.domain.drift.binning import NULL, Codes, Floats, Ints
+from flows.domain.drift.frames import OUTCOME, TIME, expand, to_seconds
+from flows.domain.drift.performance import PerformanceTally, task_of
+from flows.domain.drift.policy import DriftPolicy
+from flows.domain.drift.profile import CELLS, Profile, day_start, season_cells
 
 SAMPLE_ROWS = 2000
 MOST_ERRORS = 50_000
@@ -46,7 +46,7 @@ class WindowTally:
 
 
 class Tally:
-    """Collects rows (see `flows.domain.frames`) into windows.
+    """Collects rows (see `flows.domain.drift.frames`) into windows.
 
     Without any times `window_rows` says how many consecutive rows make a window.
     """

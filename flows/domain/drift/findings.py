@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
 
-from flows.domain.multivariate import DomainCheck
-from flows.domain.online import ErrorChange
-from flows.domain.performance import Performance
+from flows.domain.drift.multivariate import DomainCheck
+from flows.domain.drift.online import ErrorChange
+from flows.domain.drift.performance import Performance
 
 
 class Outcome(StrEnum):

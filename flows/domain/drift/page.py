@@ -5,10 +5,10 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 
-from flows.domain.binning import FIRST_BIN, FIRST_CATEGORY
-from flows.domain.drift_report import change_text, detectable_text, effect_text, lines, moment, sparkline
-from flows.domain.findings import ColumnDrift, DriftResult, WindowSummary
-from flows.domain.performance import QUALITY
+from flows.domain.drift.binning import FIRST_BIN, FIRST_CATEGORY
+from flows.domain.drift.findings import ColumnDrift, DriftResult, WindowSummary
+from flows.domain.drift.performance import QUALITY
+from flows.domain.drift.report import change_text, detectable_text, effect_text, lines, moment, sparkline
 
 
 def page(result: DriftResult, second_opinion: str | None = None, link: str | None = None) -> str:

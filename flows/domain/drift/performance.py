@@ -19,10 +19,10 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, ConfigDict
 
-from flows.domain.binning import Floats, numbers
-from flows.domain.calibration import LEAST_WINDOWS, critical, spread_in_rows, spread_in_time
-from flows.domain.drift_policy import DriftPolicy
-from flows.domain.frames import OUTCOME, TIME
+from flows.domain.drift.binning import Floats, numbers
+from flows.domain.drift.calibration import LEAST_WINDOWS, critical, spread_in_rows, spread_in_time
+from flows.domain.drift.frames import OUTCOME, TIME
+from flows.domain.drift.policy import DriftPolicy
 
 Task = Literal["binary", "number", "label"]
 State = Literal["good", "degraded", "harmful", "too_few", "no_outcomes", "no_reference"]
