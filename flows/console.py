@@ -10,11 +10,11 @@ from rich.table import Table
 
 from flows.adapters.registry import Event, StoredWindow
 from flows.adapters.stack import PartStatus
-from flows.domain.judge import judge, judge_promoted
+from flows.domain.judge.judging import judge, judge_promoted
+from flows.domain.judge.verdict import Verdict
+from flows.domain.judge.windows import Window
 from flows.domain.promotion import Promotion, Standing, State
 from flows.domain.spec import parse_spec
-from flows.domain.verdict import Verdict
-from flows.domain.windows import Window
 from flows.settings import Settings
 
 ENDED_WELL = {State.PROMOTED: "green", State.RUNNING: "cyan", State.WATCHING: "cyan"}

@@ -33,7 +33,7 @@ from flows.domain.errors import (
     ScanRefused,
     VerificationFailed,
 )
-from flows.domain.plan import duration
+from flows.domain.judge.plan import duration
 from flows.domain.promotion import Promotion, Standing, State, due, ramp, settled
 from flows.domain.release import Release
 from flows.domain.routes import Routes

@@ -18,12 +18,12 @@ from prefect.artifacts import (
 )
 
 from flows.adapters.registry import Event
-from flows.domain.policy import PromotionPolicy
+from flows.domain.judge.policy import PromotionPolicy
+from flows.domain.judge.verdict import Verdict
+from flows.domain.judge.windows import Window
 from flows.domain.promotion import Promotion, State
 from flows.domain.release import release_name
 from flows.domain.spec import ModelSpec
-from flows.domain.verdict import Verdict
-from flows.domain.windows import Window
 from flows.plots import promotion_plot
 from flows.wiring import ControlPlane
 

@@ -11,15 +11,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NoReturn
 
-from flows.domain.counters import Snapshot, difference
 from flows.domain.errors import ApprovalExpired, DependencyDown, PromotionRejected, PromotionUnproven
-from flows.domain.judge import judge, judge_promoted
-from flows.domain.plan import duration, plan
-from flows.domain.policy import PromotionPolicy
+from flows.domain.judge.counters import Snapshot, difference
+from flows.domain.judge.judging import judge, judge_promoted
+from flows.domain.judge.plan import duration, plan
+from flows.domain.judge.policy import PromotionPolicy
+from flows.domain.judge.verdict import Verdict
+from flows.domain.judge.windows import Window, unobserved
 from flows.domain.promotion import Promotion, Standing, State
 from flows.domain.routes import Routes
-from flows.domain.verdict import Verdict
-from flows.domain.windows import Window, unobserved
 from flows.restore import condemnation
 from flows.wiring import ControlPlane
 

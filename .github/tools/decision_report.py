@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import sys
 
-from flows.domain.verdict import Verdict
-from flows.domain.windows import Window
+from flows.domain.judge.verdict import Verdict
+from flows.domain.judge.windows import Window
 from flows.report import decision_report
 from flows.settings import Settings
 from flows.wiring import ControlPlane, control_plane

@@ -3,7 +3,7 @@
 Everything is asked in one query at one time of Prometheus's own clock, so that both arms are of the same
 moment and nobody's clock but Prometheus's matters. Only our own series names are known here
 (monitoring/rules/traffic-*.yml makes them from the mesh's). No rates: what is between two snapshots is
-counted in flows.domain.counters.
+counted in flows.domain.judge.counters.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any
 
 import httpx
 
-from flows.domain.counters import Series, Snapshot
 from flows.domain.errors import DependencyDown
+from flows.domain.judge.counters import Series, Snapshot
 from flows.domain.release import parse_release_name, release_name
 
 KINDS: Mapping[str, tuple[str, str]] = {

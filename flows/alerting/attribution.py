@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+from flows.domain.judge.verdict import Verdict
 from flows.domain.promotion import Standing, newest
-from flows.domain.verdict import Verdict
 from flows.wiring import ControlPlane
 
 INCIDENT = "incident"

@@ -15,7 +15,7 @@
     ├── PromotionUnproven      the deadline came without proof and the policy keeps the canary where it is
     ├── ApprovalExpired        nobody approved the next step before the deadline; traffic went back
     ├── RouteConflict          somebody else changed the route; it was left as it is
-    ├── EvidenceInvalid        a count or a time that cannot be true (in `flows.domain.windows`)
+    ├── EvidenceInvalid        a count or a time that cannot be true (in `flows.domain.judge.windows`)
     ├── DependencyDown         a system that we need does not answer; carries its name
     └── PortTaken              a port of the local stack is in use by somebody else
 

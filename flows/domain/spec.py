@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from flows.domain.drift.policy import DriftPolicy
 from flows.domain.errors import SpecInvalid
-from flows.domain.policy import PromotionPolicy
+from flows.domain.judge.policy import PromotionPolicy
 from flows.domain.release import MODEL_NAME
 
 

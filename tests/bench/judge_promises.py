@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from flows.domain.judge import judge, judge_promoted
-from flows.domain.policy import PromotionPolicy
-from flows.domain.windows import Counts, Window
+from flows.domain.judge.judging import judge, judge_promoted
+from flows.domain.judge.policy import PromotionPolicy
+from flows.domain.judge.windows import Counts, Window
 from tests.bench.judge_runs import POLICY, wrongly_certified
 from tests.bench.situations import Situation
 

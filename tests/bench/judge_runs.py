@@ -10,8 +10,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from flows.domain.paths import Tally, certified, combined, last_proving_step, passed, path, rejection
-from flows.domain.policy import PromotionPolicy
+from flows.domain.judge.paths import Tally, certified, combined, last_proving_step, passed, path, rejection
+from flows.domain.judge.policy import PromotionPolicy
 from tests.bench.rivals import MINUTES, Outcome
 
 Array = NDArray[np.float64]

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from flows.domain.counters import Series, Snapshot, difference
-from flows.domain.judge import judge
-from flows.domain.policy import PromotionPolicy
-from flows.domain.verdict import Verdict
-from flows.domain.windows import Window, unobserved
+from flows.domain.judge.counters import Series, Snapshot, difference
+from flows.domain.judge.judging import judge
+from flows.domain.judge.policy import PromotionPolicy
+from flows.domain.judge.verdict import Verdict
+from flows.domain.judge.windows import Window, unobserved
 
 CANARY, STABLE = "flights-v2", "flights-v1"
 BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)

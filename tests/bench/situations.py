@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from flows.domain.judge import judge
-from flows.domain.policy import PromotionPolicy
-from flows.domain.verdict import Verdict
-from flows.domain.windows import Counts, Window
+from flows.domain.judge.judging import judge
+from flows.domain.judge.policy import PromotionPolicy
+from flows.domain.judge.verdict import Verdict
+from flows.domain.judge.windows import Counts, Window
 from tests.bench.simulated import Arm, Promotion, Traffic
 
 QUICK = PromotionPolicy(window_seconds=30)

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flows.domain.judge import judge, judge_promoted
-from flows.domain.paths import certified, combined, passed, path, rejection, table, tally
-from flows.domain.policy import PromotionPolicy
-from flows.domain.verdict import Verdict
-from flows.domain.windows import Counts, EvidenceInvalid, Window, unobserved
+from flows.domain.judge.judging import judge, judge_promoted
+from flows.domain.judge.paths import certified, combined, passed, path, rejection, table, tally
+from flows.domain.judge.policy import PromotionPolicy
+from flows.domain.judge.verdict import Verdict
+from flows.domain.judge.windows import Counts, EvidenceInvalid, Window, unobserved
 from tests.bench.simulated import START, Arm, Promotion, Traffic
 
 POLICY = PromotionPolicy(window_seconds=30)

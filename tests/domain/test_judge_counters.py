@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flows.domain.counters import Series, Snapshot, difference
-from flows.domain.windows import EvidenceInvalid, Window
+from flows.domain.judge.counters import Series, Snapshot, difference
+from flows.domain.judge.windows import EvidenceInvalid, Window
 
 CANARY, STABLE = "flights-v2", "flights-v1"
 Values = dict[tuple[str, str, str, str], float]

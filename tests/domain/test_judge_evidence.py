@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flows.domain.evidence import (
+from flows.domain.judge.evidence import (
     BETTER,
     WORSE,
     bounds,

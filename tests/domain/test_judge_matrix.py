@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flows.domain.judge import judge, judge_promoted
-from flows.domain.policy import PromotionPolicy
-from flows.domain.windows import Counts, Window, unobserved
+from flows.domain.judge.judging import judge, judge_promoted
+from flows.domain.judge.policy import PromotionPolicy
+from flows.domain.judge.windows import Counts, Window, unobserved
 from tests.bench.simulated import CANARY, START, Arm, Promotion, Traffic
 
 POLICY = PromotionPolicy(window_seconds=30)

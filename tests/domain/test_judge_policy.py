@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from flows.domain.errors import SpecInvalid
-from flows.domain.plan import duration, plan
-from flows.domain.policy import PromotionPolicy
+from flows.domain.judge.plan import duration, plan
+from flows.domain.judge.policy import PromotionPolicy
 from flows.domain.spec import parse_spec
 
 SPEC = """

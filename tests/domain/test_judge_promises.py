@@ -8,8 +8,8 @@ import math
 import numpy as np
 import pytest
 
-from flows.domain.paths import Tally, certified, combined, path, rejection
-from flows.domain.policy import PromotionPolicy
+from flows.domain.judge.paths import Tally, certified, combined, path, rejection
+from flows.domain.judge.policy import PromotionPolicy
 
 
 def test_all_gates_together_keep_alpha_on_paths_of_10_000_windows() -> None:

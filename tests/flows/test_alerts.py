@@ -12,10 +12,10 @@ from fastapi.testclient import TestClient
 from flows.adapters.memory import MemoryPlatform
 from flows.alerting.receiver import receiver
 from flows.domain.errors import DependencyDown
+from flows.domain.judge.verdict import Verdict
+from flows.domain.judge.windows import Window
 from flows.domain.promotion import State
 from flows.domain.release import Phase
-from flows.domain.verdict import Verdict
-from flows.domain.windows import Window
 from flows.wiring import ControlPlane
 
 from .conftest import Story

@@ -10,10 +10,10 @@ import pytest
 from flows.adapters.memory import MemoryPlatform
 from flows.adapters.registry import Turn
 from flows.domain.errors import DependencyDown, PromotionRunning, ReleaseNotReady
+from flows.domain.judge.verdict import Verdict
+from flows.domain.judge.windows import Window
 from flows.domain.promotion import Promotion, Retreat, State
 from flows.domain.release import Phase
-from flows.domain.verdict import Verdict
-from flows.domain.windows import Window
 from flows.restore import reconcile, restore
 from flows.rollback import roll_back, roll_back_run
 from flows.sweep import SWEEP, sweep_once

@@ -12,8 +12,8 @@ from urllib.parse import parse_qs
 import pytest
 
 from flows.adapters.prometheus import PrometheusCounters
-from flows.domain.counters import Series, Snapshot, difference
 from flows.domain.errors import DependencyDown
+from flows.domain.judge.counters import Series, Snapshot, difference
 
 NOW = 1_700_000_000.0
 RELEASES = ["flights-v1", "flights-v2"]

@@ -17,11 +17,11 @@ import httpx
 import pytest
 
 from flows.adapters.prometheus import PrometheusCounters
-from flows.domain.counters import Snapshot, difference
 from flows.domain.errors import DependencyDown
-from flows.domain.judge import judge
-from flows.domain.policy import PromotionPolicy
-from flows.domain.windows import Window, unobserved
+from flows.domain.judge.counters import Snapshot, difference
+from flows.domain.judge.judging import judge
+from flows.domain.judge.policy import PromotionPolicy
+from flows.domain.judge.windows import Window, unobserved
 
 RULES = Path(__file__).parents[2] / "monitoring" / "rules" / "traffic-envoy.yml"
 CANARY, STABLE = "flights-v2", "flights-v1"

@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 
 from flows.adapters.registry import Registry
+from flows.domain.judge.verdict import Verdict
+from flows.domain.judge.windows import Counts, Window
 from flows.domain.release import Release
-from flows.domain.verdict import Verdict
-from flows.domain.windows import Counts, Window
 
 DASHBOARDS = sorted((Path(__file__).parents[2] / "monitoring" / "dashboards").glob("*.json"))
 RELEASES = (("flights", "1", 900), ("flights", "2", 100))

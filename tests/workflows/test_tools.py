@@ -13,9 +13,9 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from flows.adapters.registry import Registry
+from flows.domain.judge.verdict import Verdict
+from flows.domain.judge.windows import Counts, Window
 from flows.domain.release import Release
-from flows.domain.verdict import Verdict
-from flows.domain.windows import Counts, Window
 
 TOOLS = Path(__file__).parents[2] / ".github" / "tools"
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from flows.domain import gates
-from flows.domain.gates import percent
-from flows.domain.paths import Path, Tally, final_weight
-from flows.domain.plan import duration, needed
-from flows.domain.policy import PromotionPolicy
-from flows.domain.verdict import Verdict
-from flows.domain.windows import Window
+from flows.domain.judge import gates
+from flows.domain.judge.gates import percent
+from flows.domain.judge.paths import Path, Tally, final_weight
+from flows.domain.judge.plan import duration, needed
+from flows.domain.judge.policy import PromotionPolicy
+from flows.domain.judge.verdict import Verdict
+from flows.domain.judge.windows import Window
 
 NO_STABLE = "no request reaches the stable: there is nothing to compare with"
 

@@ -15,7 +15,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from flows.domain.evidence import (
+from flows.domain.judge.evidence import (
     BETTER,
     LARGEST,
     Array,
@@ -26,8 +26,8 @@ from flows.domain.evidence import (
     ratio_total,
     since,
 )
-from flows.domain.policy import PromotionPolicy
-from flows.domain.windows import Counts, Window
+from flows.domain.judge.policy import PromotionPolicy
+from flows.domain.judge.windows import Counts, Window
 
 Key = TypeVar("Key")
 

@@ -9,7 +9,7 @@ from itertools import groupby
 
 import numpy as np
 
-from flows.domain.evidence import (
+from flows.domain.judge.evidence import (
     LARGEST,
     WORSE,
     mean_log,
@@ -18,9 +18,9 @@ from flows.domain.evidence import (
     ratio_total,
     shift_evidence,
 )
-from flows.domain.paths import Path, Tally, rejection, table, tally
-from flows.domain.policy import PromotionPolicy
-from flows.domain.windows import Window
+from flows.domain.judge.paths import Path, Tally, rejection, table, tally
+from flows.domain.judge.policy import PromotionPolicy
+from flows.domain.judge.windows import Window
 
 INCIDENT_SECONDS = 60.0
 """The stable's last minute (four windows at least) is what is compared with its past."""

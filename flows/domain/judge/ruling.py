@@ -9,12 +9,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from flows.domain.evidence import LARGEST, bounds
-from flows.domain.gates import Reading
-from flows.domain.paths import Tally, combined, cut, gate_weights
-from flows.domain.policy import PromotionPolicy
-from flows.domain.verdict import Verdict
-from flows.domain.windows import EvidenceInvalid, Window
+from flows.domain.judge.evidence import LARGEST, bounds
+from flows.domain.judge.gates import Reading
+from flows.domain.judge.paths import Tally, combined, cut, gate_weights
+from flows.domain.judge.policy import PromotionPolicy
+from flows.domain.judge.verdict import Verdict
+from flows.domain.judge.windows import EvidenceInvalid, Window
 
 
 def check_order(windows: Sequence[Window]) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from flows.domain.windows import Counts, EvidenceInvalid, Window, unobserved
+from flows.domain.judge.windows import Counts, EvidenceInvalid, Window, unobserved
 
 GATEWAY_KINDS = frozenset({"requests", "latency"})
 """Kinds that the gateway counts for both arms; the others are counted by the releases' own servers."""

@@ -13,10 +13,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from flows.domain import gates
-from flows.domain.evidence import Array, bounds, detector, mean_log, one_sample_evidence, ratio_logs
-from flows.domain.gates import Reading, percent
-from flows.domain.paths import (
+from flows.domain.judge import gates
+from flows.domain.judge.evidence import Array, bounds, detector, mean_log, one_sample_evidence, ratio_logs
+from flows.domain.judge.gates import Reading, percent
+from flows.domain.judge.paths import (
     Tally,
     certified,
     final_weight,
@@ -27,11 +27,11 @@ from flows.domain.paths import (
     suspicion,
     tally,
 )
-from flows.domain.policy import PromotionPolicy
-from flows.domain.ruling import at_deadline, check_order, harm, numbers, rejected, short, total_evidence
-from flows.domain.verdict import Verdict
-from flows.domain.waiting import blind, more_of_step, per_second, waiting
-from flows.domain.windows import Window
+from flows.domain.judge.policy import PromotionPolicy
+from flows.domain.judge.ruling import at_deadline, check_order, harm, numbers, rejected, short, total_evidence
+from flows.domain.judge.verdict import Verdict
+from flows.domain.judge.waiting import blind, more_of_step, per_second, waiting
+from flows.domain.judge.windows import Window
 
 
 def judge(policy: PromotionPolicy, windows: Sequence[Window]) -> Verdict:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flows.domain.evidence import Array, ratio_logs
-from flows.domain.paths import (
+from flows.domain.judge.evidence import Array, ratio_logs
+from flows.domain.judge.paths import (
     Tally,
     better,
     certificate,
@@ -23,7 +23,7 @@ from flows.domain.paths import (
     path,
     rejection,
 )
-from flows.domain.policy import PromotionPolicy
+from flows.domain.judge.policy import PromotionPolicy
 
 LONGEST = 30 * 86400.0
 """How far the plan looks, in seconds, to say how long the deadline would have to be."""
