@@ -143,7 +143,7 @@ def register(
     ] = None,
 ) -> None:
     """Check a model, put its bundle into the artifact store and add it to the registry as a release."""
-    from flows.registration import register_release
+    from flows.steps.registration import register_release
     from flows.wiring import control_plane
 
     release = register_release(control_plane(settings()), folder, artifact, version, training, holdout)
@@ -215,7 +215,7 @@ def abort(
     reason: Annotated[str, typer.Option(help="Recorded in the history.")] = "aborted by a person",
 ) -> None:
     """End a running promotion and put the traffic back."""
-    from flows.restore import restore
+    from flows.steps.restore import restore
     from flows.wiring import control_plane
 
     plane = control_plane(settings())
@@ -233,7 +233,7 @@ def approve(
     approver: Annotated[str, typer.Option(help="Who you are.", envvar="USER")] = "unknown",
 ) -> None:
     """Let a promotion go on to a step that waits for a person. The form in the Prefect UI does the same."""
-    from flows.approval import approve as give
+    from flows.steps.approval import approve as give
     from flows.wiring import control_plane
 
     give(control_plane(settings()), model, step, approver, comment)

@@ -24,7 +24,7 @@ from flows.domain.drift.report import markdown
 from flows.domain.drift.schedule import is_due
 from flows.domain.errors import ModelServeError, SpecInvalid
 from flows.domain.spec import parse_spec
-from flows.drift_check import Drawing, check_model
+from flows.steps.drift_check import Drawing, check_model
 from flows.wiring import ControlPlane, control_plane
 
 log = logging.getLogger(__name__)

@@ -21,7 +21,6 @@ from prefect.exceptions import TerminationSignal
 from prefect.runtime import flow_run
 
 from flows.adapters.servers import verify
-from flows.approval import Gate
 from flows.domain.errors import (
     ApprovalExpired,
     DependencyDown,
@@ -39,9 +38,10 @@ from flows.domain.release import Release
 from flows.domain.routes import Routes
 from flows.domain.spec import ModelSpec, parse_spec
 from flows.domain.verification import parse_samples
-from flows.report import Progress, publish_image, publish_report
-from flows.restore import Restored, bring_home, reconcile, restore
-from flows.watch import announce, watch, watch_on
+from flows.steps.approval import Gate
+from flows.steps.report import Progress, publish_image, publish_report
+from flows.steps.restore import Restored, bring_home, reconcile, restore
+from flows.steps.watch import announce, watch, watch_on
 from flows.wiring import ControlPlane, control_plane
 
 AGAINST_THE_RELEASE = (PromotionRejected, ScanRefused, VerificationFailed)

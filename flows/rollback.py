@@ -7,7 +7,7 @@ from prefect.artifacts import create_markdown_artifact
 
 from flows.domain.errors import ModelServeError
 from flows.domain.promotion import State, newest
-from flows.restore import Restored, bring_home, restore
+from flows.steps.restore import Restored, bring_home, restore
 from flows.wiring import ControlPlane, control_plane
 
 

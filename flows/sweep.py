@@ -13,7 +13,7 @@ from prefect import flow
 
 from flows.domain.errors import ModelServeError
 from flows.domain.release import parse_release_name
-from flows.restore import Restored, bring_home, reconcile
+from flows.steps.restore import Restored, bring_home, reconcile
 from flows.wiring import ControlPlane, control_plane
 
 log = logging.getLogger(__name__)

@@ -19,7 +19,7 @@ from flows.domain.errors import ArtifactCorrupt, ModelServeError, SpecInvalid
 from flows.domain.promotion import Standing
 from flows.domain.spec import ModelSpec, parse_spec
 from flows.following import Started, start_promotion
-from flows.registration import check_folder, register_release
+from flows.steps.registration import check_folder, register_release
 from flows.wiring import ControlPlane, control_plane
 
 OUTPUT = "{output}"

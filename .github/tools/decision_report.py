@@ -9,8 +9,8 @@ import sys
 
 from flows.domain.judge.verdict import Verdict
 from flows.domain.judge.windows import Window
-from flows.report import decision_report
 from flows.settings import Settings
+from flows.steps.report import decision_report
 from flows.wiring import ControlPlane, control_plane
 
 

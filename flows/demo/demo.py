@@ -33,8 +33,8 @@ from flows.domain.errors import DependencyDown, ModelServeError
 from flows.domain.promotion import State
 from flows.domain.release import release_name
 from flows.following import follow, run_flow, start_promotion
-from flows.registration import register_release
 from flows.settings import Settings
+from flows.steps.registration import register_release
 from flows.wiring import ControlPlane, control_plane
 
 MODEL = "flights"

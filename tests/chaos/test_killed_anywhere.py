@@ -16,7 +16,7 @@ import pytest
 from flows.adapters import stack
 from flows.domain.promotion import Promotion, State, due
 from flows.domain.release import Phase
-from flows.restore import restore
+from flows.steps.restore import restore
 from flows.sweep import sweep_once
 from flows.wiring import ControlPlane, control_plane
 from tests.chaos.killed import Moment, promote_again, promote_and_die, write_sequence

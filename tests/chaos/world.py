@@ -35,8 +35,8 @@ from prefect.states import Cancelled
 from flows.adapters import stack
 from flows.domain.errors import DependencyDown
 from flows.domain.promotion import Promotion, State
-from flows.registration import register_release
 from flows.settings import Settings
+from flows.steps.registration import register_release
 from flows.wiring import ControlPlane, control_plane
 from tests.free_ports import stack_variables
 

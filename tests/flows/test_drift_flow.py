@@ -11,15 +11,16 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from flows import drift, drift_check
+from flows import drift
 from flows.adapters.registry import Registry
 from flows.alerting.exposition import exposition
 from flows.archive import ARCHIVE, archive_all
-from flows.consequence import carry_out
 from flows.domain.drift.findings import DriftResult, FindingKind, Outcome
 from flows.domain.drift.policy import DriftPolicy
 from flows.domain.drift.report import markdown, table
 from flows.domain.errors import DependencyDown, ReleaseUnknown, SpecInvalid
+from flows.steps import drift_check
+from flows.steps.consequence import carry_out
 from tests.flows.drift_world import HOUR, NOW, World, rows
 
 

@@ -27,7 +27,7 @@ from flows.domain.drift.findings import DriftResult, Outcome
 from flows.domain.promotion import State
 from flows.domain.release import Phase, Release
 from flows.domain.spec import parse_spec
-from flows.drift_check import check_model, read_reference
+from flows.steps.drift_check import check_model, read_reference
 from tests.flows.drift_world import SPEC, World, rows
 
 ROOT = Path(__file__).parents[2]
@@ -98,7 +98,7 @@ def test_a_check_that_cannot_be_finished_fails_its_run(
     flows_see: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flows_see.serve()
-    monkeypatch.setattr("flows.drift_check.read_reference", lambda *_: {}["no reference"])
+    monkeypatch.setattr("flows.steps.drift_check.read_reference", lambda *_: {}["no reference"])
 
     state = deployed("drift")(model="paint", return_state=True)
 

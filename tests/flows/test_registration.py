@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from flows.domain.errors import ArtifactCorrupt, SpecInvalid
-from flows.drift_check import read_reference
-from flows.registration import register_release
+from flows.steps.drift_check import read_reference
+from flows.steps.registration import register_release
 from flows.wiring import ControlPlane
 
 SPEC = """

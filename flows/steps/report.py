@@ -24,7 +24,7 @@ from flows.domain.judge.windows import Window
 from flows.domain.promotion import Promotion, State
 from flows.domain.release import release_name
 from flows.domain.spec import ModelSpec
-from flows.plots import promotion_plot
+from flows.steps.plots import promotion_plot
 from flows.wiring import ControlPlane
 
 log = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from flows.domain.judge.verdict import Verdict
 from flows.domain.judge.windows import Window, unobserved
 from flows.domain.promotion import Promotion, Standing, State
 from flows.domain.routes import Routes
-from flows.restore import condemnation
+from flows.steps.restore import condemnation
 from flows.wiring import ControlPlane
 
 Judge = Callable[[Sequence[Window]], Verdict]

@@ -18,7 +18,6 @@ import numpy as np
 import pandas as pd
 
 from flows.adapters.samples import SampleStore, archive, open_samples, parquet_frames
-from flows.consequence import carry_out
 from flows.domain.drift.binning import Floats
 from flows.domain.drift.check import check
 from flows.domain.drift.consequences import consequence
@@ -30,6 +29,7 @@ from flows.domain.drift.reference_sample import reference_sample
 from flows.domain.errors import ArtifactCorrupt, DependencyDown
 from flows.domain.release import Release
 from flows.domain.spec import ModelSpec, parse_spec
+from flows.steps.consequence import carry_out
 from flows.wiring import ControlPlane
 
 log = logging.getLogger(__name__)
