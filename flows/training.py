@@ -15,10 +15,10 @@ from pathlib import Path
 
 from prefect import flow
 
+from flows.console.following import Started, start_promotion
 from flows.domain.errors import ArtifactCorrupt, ModelServeError, SpecInvalid
 from flows.domain.promotion import Standing
 from flows.domain.spec import ModelSpec, parse_spec
-from flows.following import Started, start_promotion
 from flows.steps.registration import check_folder, register_release
 from flows.wiring import ControlPlane, control_plane
 

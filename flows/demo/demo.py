@@ -27,12 +27,12 @@ from rich.table import Table
 
 from flows.adapters import stack
 from flows.bootstrap import bring_up
-from flows.console import addresses
+from flows.console.following import follow, run_flow, start_promotion
+from flows.console.tables import addresses
 from flows.domain.drift.findings import Outcome as DriftOutcome
 from flows.domain.errors import DependencyDown, ModelServeError
 from flows.domain.promotion import State
 from flows.domain.release import release_name
-from flows.following import follow, run_flow, start_promotion
 from flows.settings import Settings
 from flows.steps.registration import register_release
 from flows.wiring import ControlPlane, control_plane

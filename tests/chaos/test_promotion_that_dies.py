@@ -21,10 +21,10 @@ from prefect.client.orchestration import get_client
 from prefect.states import Cancelling
 
 from flows.adapters import stack
+from flows.console.following import start_promotion
 from flows.domain.errors import ModelServeError
 from flows.domain.promotion import State
 from flows.domain.routes import Routes
-from flows.following import start_promotion
 from tests.chaos.world import LEASE_SECONDS, MODEL, World
 
 pytestmark = pytest.mark.timeout(400)
@@ -107,7 +107,7 @@ import signal
 
 # What a shell has started in the background, as these tests may be, inherits that it ignores Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from flows.cli import main
+from flows.terminal.cli import main
 
 main()
 """

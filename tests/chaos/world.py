@@ -151,7 +151,7 @@ class World:
 
     def modelserve(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            [sys.executable, "-c", "from flows.cli import main; main()", *words],
+            [sys.executable, "-c", "from flows.terminal.cli import main; main()", *words],
             cwd=ROOT,
             env=self.variables,
             capture_output=True,
@@ -189,7 +189,7 @@ class World:
         return version, self.begin(version)
 
     def begin(self, version: int) -> str:
-        from flows.following import start_promotion
+        from flows.console.following import start_promotion
 
         return str(start_promotion(self.plane, MODEL, version).run)
 

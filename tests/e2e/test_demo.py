@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from flows.adapters.registry import Registry
-from flows.console import replay_verdicts
+from flows.console.tables import replay_verdicts
 from flows.domain.promotion import State
 from flows.settings import Settings
 from tests.free_ports import stack_variables
@@ -33,7 +33,7 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, 
 
 
 def modelserve(*words: str) -> list[str]:
-    return [sys.executable, "-c", "from flows.cli import main; main()", *words]
+    return [sys.executable, "-c", "from flows.terminal.cli import main; main()", *words]
 
 
 @pytest.fixture(scope="module")

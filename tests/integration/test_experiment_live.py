@@ -27,8 +27,8 @@ from flows.domain.promotion import State
 from flows.domain.release import Release
 from flows.domain.routes import Routes
 from flows.domain.spec import parse_spec
-from flows.experiment_cli import experiment
 from flows.settings import Settings
+from flows.terminal.experiment_cli import experiment
 from serving.bundle import seal
 from tests.platform import local_stack
 

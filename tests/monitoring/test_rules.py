@@ -85,7 +85,7 @@ def test_an_alert_says_what_to_do(monitoring: Path, alert: dict[str, Any]) -> No
 
 def test_the_runbook_s_commands_exist(monitoring: Path) -> None:
     """Whoever reads it at night types what it says: verbs, what they take, and their options."""
-    from flows.cli import app
+    from flows.terminal.cli import app
 
     known: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     said = re.findall(

@@ -172,7 +172,7 @@ class World:
         return done
 
     def modelserve(self, *words: str) -> subprocess.CompletedProcess[str]:
-        return self.run("-c", "from flows.cli import main; raise SystemExit(main())", *words)
+        return self.run("-c", "from flows.terminal.cli import main; raise SystemExit(main())", *words)
 
     # -- users
 

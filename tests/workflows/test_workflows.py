@@ -178,7 +178,7 @@ def test_make_verbs_exist_and_do_something() -> None:
 
 
 def test_modelserve_verbs_and_options_exist() -> None:
-    from flows.cli import app
+    from flows.terminal.cli import app
 
     group = typer.main.get_command(app)
     known: dict[str, Any] = group.commands  # type: ignore[attr-defined]

@@ -74,7 +74,7 @@ def up() -> None:
     [bold]MODELSERVE_PORTS__PREFECT=4201[/] and so on.
     """
     from flows.bootstrap import bring_up
-    from flows.console import addresses
+    from flows.console.tables import addresses
 
     chosen = settings()
     bring_up(chosen, say)
@@ -93,7 +93,7 @@ def down() -> None:
 def status() -> None:
     """Show the parts of the stack, the release servers, and who gets which share of the traffic."""
     from flows.adapters import stack
-    from flows.console import parts_table, standings_table
+    from flows.console.tables import parts_table, standings_table
 
     chosen = settings()
     parts = stack.status(chosen)
@@ -161,7 +161,7 @@ def promote(
 
     It runs on the Prefect worker. With --watch, Ctrl-C cancels it and the traffic goes back.
     """
-    from flows.following import follow, start_promotion
+    from flows.console.following import follow, start_promotion
     from flows.wiring import control_plane
 
     plane = control_plane(settings())
@@ -255,7 +255,7 @@ def thaw(model: Model) -> None:
 @app.command(rich_help_panel="Looking back")
 def history(model: Model) -> None:
     """Every release, promotion and event of a model, from the registry."""
-    from flows.console import events_table, promotions_table, standings_table
+    from flows.console.tables import events_table, promotions_table, standings_table
     from flows.wiring import control_plane
 
     registry = control_plane(settings()).registry
@@ -272,7 +272,7 @@ def explain(
     ] = False,
 ) -> None:
     """Why a promotion ended as it did: the windows, the evidence, the verdicts."""
-    from flows.console import replay_verdicts, windows_table
+    from flows.console.tables import replay_verdicts, windows_table
     from flows.wiring import control_plane
 
     registry = control_plane(settings()).registry

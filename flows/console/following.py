@@ -15,7 +15,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling
 from rich.console import Console
 
-from flows.console import event_line
+from flows.console.tables import event_line
 from flows.domain.errors import DependencyDown, PromotionRunning
 from flows.domain.promotion import State
 from flows.wiring import ControlPlane
