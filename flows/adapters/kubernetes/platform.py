@@ -1,7 +1,7 @@
 """The `Platform` on Kubernetes with Istio: starts a release's objects, sets the model's VirtualService.
 
-Translates, never decides: what the objects look like is `flows.domain.cluster.manifests` and `flows.domain.cluster.mesh`,
-who gets traffic is the flows' business.
+Translates, never decides: what the objects look like is `flows.domain.cluster` (`manifests` and `mesh`), who
+gets traffic is the flows' business.
 """
 
 from __future__ import annotations
