@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 from serving.batcher import Batcher
-from serving.cache import RedisCache
+from serving.cache.cache import RedisCache
+from serving.cache.recent import RecentAnswers
 from serving.codec import Codec
 from serving.errors import Problem
 from serving.exchange import JSON, Answer, Call, failed
-from serving.recent import RecentAnswers
 from serving.rows import Payload, Result
 from serving.samples import Sampler
 from serving.shadow import Shadow

@@ -17,7 +17,8 @@ import msgspec
 
 from serving.access import ApiKeys, RateLimit, client_of
 from serving.batcher import Batcher
-from serving.cache import RedisCache, pays
+from serving.cache.cache import RedisCache, pays
+from serving.cache.recent import RecentAnswers
 from serving.codec import invalid
 from serving.engine import RecordEngine
 from serving.errors import BadRequest, Invalid, Problem, StartupError, Unavailable
@@ -29,7 +30,6 @@ from serving.model import LoadedModel, load_model, short
 from serving.monitor import OutputMonitor
 from serving.personal import Personal
 from serving.predictions import Predictions
-from serving.recent import RecentAnswers
 from serving.redis_link import RedisAbsent, RedisLink
 from serving.rows import Payload, Result, joined_payload
 from serving.samples import OutcomeWriter, Sampler

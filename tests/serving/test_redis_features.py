@@ -22,8 +22,8 @@ import redis
 from model_bundles import PEOPLE_HANDLER, PEOPLE_SIGNATURE, affine, people, person, write_bundle
 from server_runs import free_port, threaded
 
+from serving.cache.recent import RecentAnswers
 from serving.errors import Unavailable
-from serving.recent import RecentAnswers
 
 PATIENT = {"enabled": True, "timeout_seconds": 1.0}
 """These tests are about what is cached; on a busy machine Redis may be slower than the default patience."""

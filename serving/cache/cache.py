@@ -31,7 +31,7 @@ from serving.redis_wire import bulk, packed
 from serving.rows import Payload, Result
 from serving.telemetry import Telemetry
 
-logger = logging.getLogger("serving.cache")
+logger = logging.getLogger("serving.cache.cache")
 
 _MOST_WAITING_WRITES = 4096
 _WRITE_SECONDS = 1.0
