@@ -15,7 +15,7 @@ from serving.cache.cache import RedisCache
 from serving.cache.recent import RecentAnswers
 from serving.codec import Codec
 from serving.errors import Problem
-from serving.exchange import JSON, Answer, Call, failed
+from serving.http.exchange import JSON, Answer, Call, failed
 from serving.rows import Payload, Result
 from serving.samples import Sampler
 from serving.shadow import Shadow

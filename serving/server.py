@@ -19,9 +19,9 @@ from collections.abc import Generator
 
 import uvicorn
 
-from serving.edge import Application, Edge
 from serving.errors import StartupError
-from serving.protocol import GuardedProtocol
+from serving.http.edge import Application, Edge
+from serving.http.protocol import GuardedProtocol
 from serving.service import Service
 from serving.settings import Settings
 from serving.telemetry import Telemetry

@@ -15,14 +15,14 @@ from typing import Any
 
 import msgspec
 
-from serving.access import ApiKeys, RateLimit, client_of
 from serving.batcher import Batcher
 from serving.cache.cache import RedisCache, pays
 from serving.cache.recent import RecentAnswers
 from serving.codec import invalid
 from serving.engine import RecordEngine
 from serving.errors import BadRequest, Invalid, Problem, StartupError, Unavailable
-from serving.exchange import Answer, BodyReader, Call, check_json_type, decompressed, fitting
+from serving.http.access import ApiKeys, RateLimit, client_of
+from serving.http.exchange import Answer, BodyReader, Call, check_json_type, decompressed, fitting
 from serving.jobs.chunks import Chunks
 from serving.jobs.runner import JobRunner
 from serving.jobs.table import JobTable, Release

@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 from serving.errors import StartupError
-from serving.exchange import Call
+from serving.http.exchange import Call
 
 logger = logging.getLogger("serving.tracing")
 

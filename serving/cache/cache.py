@@ -22,9 +22,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
-from serving.coalesce import Coalescer
 from serving.codec import Codec
 from serving.errors import Expired, Problem
+from serving.http.coalesce import Coalescer
 from serving.model import LoadedModel
 from serving.redis_link import RedisAbsent, RedisLink
 from serving.redis_wire import bulk, packed

@@ -14,9 +14,9 @@ import pytest
 from model_bundles import affine
 from server_runs import ThreadedServer, threaded
 
-from serving.exchange import Call
-from serving.protocol import GuardedProtocol
-from serving.whole import WholeRequest
+from serving.http.exchange import Call
+from serving.http.protocol import GuardedProtocol
+from serving.http.whole import WholeRequest
 
 BODY = b'{"instances": [[1, 2, 3, 4]]}'
 PREDICT = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s" % (len(BODY), BODY)

@@ -15,7 +15,7 @@ from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 from server_runs import ThreadedServer, threaded
 
-from serving.edge import route_label
+from serving.http.edge import route_label
 
 POSITIVE = schemathesis.GenerationMode.POSITIVE
 EXAMPLES = int(os.environ.get("SCHEMATHESIS_EXAMPLES", "10"))

@@ -427,7 +427,7 @@ def test_feedback_is_checked(
 def test_the_rate_limit_counts_each_client_over_all_replicas(
     tmp_path: Path, redis_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serving.access._REDIS_SECONDS", 1.0)
+    monkeypatch.setattr("serving.http.access._REDIS_SECONDS", 1.0)
     bundle = affine(tmp_path)
     options = {"redis_url": redis_server, "rate_limit": 20, "forwarded_clients": True}
     with (

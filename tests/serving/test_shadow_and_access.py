@@ -300,7 +300,7 @@ def test_probes_and_metrics_need_no_key(guarded: Any) -> None:
 def test_keys_are_rotated_without_a_restart(guarded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     server, path = guarded
     before = path.read_text()
-    monkeypatch.setattr("serving.access._REREAD_SECONDS", 0.0)
+    monkeypatch.setattr("serving.http.access._REREAD_SECONDS", 0.0)
     try:
         path.write_text("third-team:third\n")
         with server.client() as client:

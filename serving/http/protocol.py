@@ -16,8 +16,8 @@ import httptools
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from serving.exchange import Handler
-from serving.whole import WholeRequest, WholeRequests, header_lines
+from serving.http.exchange import Handler
+from serving.http.whole import WholeRequest, WholeRequests, header_lines
 
 _BODY = {
     "type": "about:blank",

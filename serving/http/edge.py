@@ -18,9 +18,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
-from serving.access import OPEN_ROUTES
 from serving.errors import Problem
-from serving.exchange import (
+from serving.http.access import OPEN_ROUTES
+from serving.http.exchange import (
     CLOSE,
     Answer,
     Call,
@@ -33,11 +33,11 @@ from serving.exchange import (
     fault,
     problem_answer,
 )
+from serving.http.whole import WholeRequest, header_lines
 from serving.service import Service, State
 from serving.v2.routes import OpenInference, error_answer, is_infer, reporting
-from serving.whole import WholeRequest, header_lines
 
-logger = logging.getLogger("serving.access")
+logger = logging.getLogger("serving.http.access")
 
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _SECURITY = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from serving.coalesce import Coalescer
 from serving.errors import RateLimited, StartupError, Unauthorized
-from serving.exchange import Scope
+from serving.http.coalesce import Coalescer
+from serving.http.exchange import Scope
 from serving.redis_link import RedisAbsent, RedisLink
 
 OPEN_ROUTES = frozenset({"/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
