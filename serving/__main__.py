@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(problem)
         return 1 if problems else 0
     if chosen.verb == "seal":
-        from serving.bundle import seal as write_manifest
+        from serving.inference.bundle import seal as write_manifest
 
         if not chosen.folder.is_dir():
             print(f"{chosen.folder}: not a folder", file=sys.stderr)

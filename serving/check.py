@@ -6,8 +6,8 @@ import ast
 import json
 from pathlib import Path
 
-from serving.codec import make_codec
 from serving.errors import Problem, SpecProblem
+from serving.inference.codec import make_codec
 from serving.spec import ModelFile, read_model_file
 
 

@@ -10,13 +10,13 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from serving.batcher import Batcher
 from serving.cache.cache import RedisCache
 from serving.cache.recent import RecentAnswers
-from serving.codec import Codec
 from serving.errors import Problem
 from serving.http.exchange import JSON, Answer, Call, failed
-from serving.rows import Payload, Result
+from serving.inference.batcher import Batcher
+from serving.inference.codec import Codec
+from serving.inference.rows import Payload, Result
 from serving.samples import Sampler
 from serving.shadow import Shadow
 from serving.telemetry import Telemetry

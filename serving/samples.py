@@ -17,11 +17,11 @@ from typing import Any
 
 import orjson
 
-from serving.codec import Codec
+from serving.inference.codec import Codec
+from serving.inference.rows import Payload, Result
 from serving.personal import Personal
 from serving.redis_link import RedisAbsent, RedisLink
 from serving.redis_wire import bulk, packed
-from serving.rows import Payload, Result
 from serving.spec import SamplesSpec
 from serving.telemetry import Telemetry
 

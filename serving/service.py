@@ -15,23 +15,23 @@ from typing import Any
 
 import msgspec
 
-from serving.batcher import Batcher
 from serving.cache.cache import RedisCache, pays
 from serving.cache.recent import RecentAnswers
-from serving.codec import invalid
-from serving.engine import RecordEngine
 from serving.errors import BadRequest, Invalid, Problem, StartupError, Unavailable
 from serving.http.access import ApiKeys, RateLimit, client_of
 from serving.http.exchange import Answer, BodyReader, Call, check_json_type, decompressed, fitting
+from serving.inference.batcher import Batcher
+from serving.inference.codec import invalid
+from serving.inference.engine import RecordEngine
+from serving.inference.model import LoadedModel, load_model, short
+from serving.inference.rows import Payload, Result, joined_payload
 from serving.jobs.chunks import Chunks
 from serving.jobs.runner import JobRunner
 from serving.jobs.table import JobTable, Release
-from serving.model import LoadedModel, load_model, short
 from serving.monitor import OutputMonitor
 from serving.personal import Personal
 from serving.predictions import Predictions
 from serving.redis_link import RedisAbsent, RedisLink
-from serving.rows import Payload, Result, joined_payload
 from serving.samples import OutcomeWriter, Sampler
 from serving.settings import Settings
 from serving.shadow import Shadow

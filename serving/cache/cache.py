@@ -22,13 +22,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
-from serving.codec import Codec
 from serving.errors import Expired, Problem
 from serving.http.coalesce import Coalescer
-from serving.model import LoadedModel
+from serving.inference.codec import Codec
+from serving.inference.model import LoadedModel
+from serving.inference.rows import Payload, Result
 from serving.redis_link import RedisAbsent, RedisLink
 from serving.redis_wire import bulk, packed
-from serving.rows import Payload, Result
 from serving.telemetry import Telemetry
 
 logger = logging.getLogger("serving.cache.cache")

@@ -7,7 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
-from serving.reply import Reply
+from serving.inference.reply import Reply
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")

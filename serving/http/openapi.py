@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from serving.codec import MAX_STRING, NUMPY
-from serving.examples import example_row, example_value, instances_for
+from serving.inference.codec import MAX_STRING, NUMPY
+from serving.inference.examples import example_row, example_value, instances_for
+from serving.inference.model import LoadedModel
 from serving.jobs.openapi import job_paths
-from serving.model import LoadedModel
 from serving.settings import Settings
 from serving.spec import Column, Datatype
 from serving.v2.openapi import protocol_paths

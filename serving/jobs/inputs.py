@@ -13,8 +13,8 @@ from typing import Any, BinaryIO, Literal
 import msgspec
 import orjson
 
-from serving.codec import invalid
 from serving.errors import BadRequest, Invalid, Unsupported
+from serving.inference.codec import invalid
 from serving.spec import ModelFile
 
 Format = Literal["json", "jsonl", "parquet"]

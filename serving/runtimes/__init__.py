@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from serving.errors import StartupError
-from serving.rows import Array
+from serving.inference.rows import Array
 from serving.spec import ModelFile
 
 

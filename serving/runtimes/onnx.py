@@ -10,7 +10,7 @@ import numpy as np
 import onnxruntime
 
 from serving.errors import StartupError
-from serving.rows import Array
+from serving.inference.rows import Array
 from serving.runtimes.devices import cpu_quota
 from serving.spec import ModelFile
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from serving.errors import StartupError
-from serving.rows import Array
+from serving.inference.rows import Array
 from serving.runtimes.devices import choose_device, cpu_quota
 from serving.runtimes.handler import import_handler
 from serving.runtimes.layout import lay_out

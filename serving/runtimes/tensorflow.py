@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.errors import StartupError
-from serving.rows import Array
+from serving.inference.rows import Array
 from serving.runtimes.devices import cpu_quota
 from serving.spec import ModelFile
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from serving.examples import example_row
+from serving.inference.examples import example_row
 from serving.jobs.openapi import Problems
 from serving.spec import Column, ModelFile
 

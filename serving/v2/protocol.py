@@ -13,7 +13,7 @@ import numpy as np
 import orjson
 
 from serving.errors import BadRequest
-from serving.rows import Array
+from serving.inference.rows import Array
 from serving.spec import ModelFile
 from serving.v2.tensors import InputTensor, to_binary
 

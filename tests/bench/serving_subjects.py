@@ -54,7 +54,7 @@ def write_bundle(folder: Path, extra: str = "") -> Path:
     """The MLP as a sealed bundle; `extra` is appended to the section `serving`."""
     import torch
 
-    from serving.bundle import seal
+    from serving.inference.bundle import seal
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.yaml").write_text(SPEC + extra)
@@ -104,7 +104,7 @@ def write_other(folder: Path, spec: str, handler: str) -> Path:
     """A bundle of another model, with weights as its handler makes them."""
     import torch
 
-    from serving.bundle import seal
+    from serving.inference.bundle import seal
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.yaml").write_text(spec)

@@ -14,8 +14,8 @@ import pytest
 
 from flows.adapters.artifacts import ArtifactStore
 from flows.domain.errors import ArtifactCorrupt, DependencyDown, ReleaseExists
-from serving.bundle import load_bundle
 from serving.errors import BundleCorrupt
+from serving.inference.bundle import load_bundle
 from tests.free_ports import free_ports
 from tests.integration.s3_server import ACCESS, BUCKET, client
 

@@ -29,7 +29,7 @@ from flows.domain.routes import Routes
 from flows.domain.spec import parse_spec
 from flows.settings import Settings
 from flows.terminal.experiment_cli import experiment
-from serving.bundle import seal
+from serving.inference.bundle import seal
 from tests.platform import local_stack
 
 COOKIE = "modelserve-flights"

@@ -21,7 +21,7 @@ from flows.domain.release import Release
 from flows.domain.routes import Routes
 from flows.domain.spec import ModelSpec, parse_spec
 from flows.settings import Settings
-from serving.bundle import seal
+from serving.inference.bundle import seal
 from tests.platform import local_stack
 
 MODEL = {

@@ -18,7 +18,7 @@ from flows.domain.release import Release
 from flows.domain.routes import Routes
 from flows.domain.spec import parse_spec
 from flows.settings import Settings
-from serving.bundle import seal
+from serving.inference.bundle import seal
 from tests.otlp_collector import Collector
 from tests.platform import local_stack
 

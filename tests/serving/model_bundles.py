@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import yaml
 
-from serving.bundle import seal
+from serving.inference.bundle import seal
 
 WIDTH = 4
 

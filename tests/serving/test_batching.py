@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from model_bundles import people, person
 from server_runs import ThreadedServer, threaded
 
-from serving import batcher as batcher_module
-from serving.batcher import Batcher
-from serving.cost import BatchCost
 from serving.errors import ClientGone, Expired, ModelFault, Problem, Unavailable
-from serving.rows import Payload, Result, TensorPayload, TensorResult
+from serving.inference import batcher as batcher_module
+from serving.inference.batcher import Batcher
+from serving.inference.cost import BatchCost
+from serving.inference.rows import Payload, Result, TensorPayload, TensorResult
 from serving.spec import BatchingSpec
 
 

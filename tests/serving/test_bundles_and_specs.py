@@ -13,8 +13,8 @@ import yaml
 from model_bundles import affine, people
 from server_runs import ROOT
 
-from serving.bundle import load_bundle, seal
 from serving.errors import BundleCorrupt, SpecProblem, StartupError
+from serving.inference.bundle import load_bundle, seal
 from serving.spec import read_model_file
 
 

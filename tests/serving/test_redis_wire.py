@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from server_runs import free_port
 
-from serving.codec import array_of
+from serving.inference.codec import array_of
 from serving.redis_link import RedisAbsent, RedisLink
 from serving.redis_wire import RedisRefused, RedisWire, bulk, opened, packed
 

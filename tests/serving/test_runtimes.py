@@ -14,10 +14,10 @@ import torch
 from model_bundles import WIDTH, Affine, affine, write_bundle
 from server_runs import threaded
 
-from serving.bundle import seal
 from serving.errors import StartupError
-from serving.model import load_model
-from serving.rows import TensorPayload, TensorResult
+from serving.inference.bundle import seal
+from serving.inference.model import load_model
+from serving.inference.rows import TensorPayload, TensorResult
 from serving.runtimes.devices import choose_device, cpu_quota
 from serving.runtimes.layout import lay_out
 from serving.runtimes.pytorch import detect_format

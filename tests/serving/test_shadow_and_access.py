@@ -57,7 +57,7 @@ def test_a_shadow_that_answers_otherwise(people_server: ThreadedServer, tmp_path
     bundle = people(tmp_path)
     handler = (bundle / "handler.py").read_text().replace("/ 150", "/ 151")
     (bundle / "handler.py").write_text(handler)
-    from serving.bundle import seal
+    from serving.inference.bundle import seal
 
     seal(bundle)
     with threaded(bundle, **options) as server, server.client() as client:

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from model_bundles import WIDTH
 
-from serving.codec import TensorCodec, flattened
-from serving.rows import TensorPayload, Vectors, joined_payload
+from serving.inference.codec import TensorCodec, flattened
+from serving.inference.rows import TensorPayload, Vectors, joined_payload
 from serving.spec import read_model_file
 
 ROWS = st.lists(

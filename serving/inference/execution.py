@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from serving.engine import Engine, InvalidOutput
 from serving.errors import Expired, ModelFault, Problem, Unavailable
-from serving.rows import Payload, Result, joined
+from serving.inference.engine import Engine, InvalidOutput
+from serving.inference.rows import Payload, Result, joined
 
-logger = logging.getLogger("serving.model")
+logger = logging.getLogger("serving.inference.model")
 
 Outcome = Result | Problem
 

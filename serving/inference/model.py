@@ -11,18 +11,18 @@ from dataclasses import dataclass, replace
 
 import orjson
 
-from serving.bundle import Bundle, load_bundle
-from serving.codec import Codec, make_codec
-from serving.cost import BatchCost
-from serving.engine import RecordEngine, TensorEngine
 from serving.errors import Problem, StartupError
-from serving.examples import instances_for
-from serving.rows import Payload, joined_payload
+from serving.inference.bundle import Bundle, load_bundle
+from serving.inference.codec import Codec, make_codec
+from serving.inference.cost import BatchCost
+from serving.inference.engine import RecordEngine, TensorEngine
+from serving.inference.examples import instances_for
+from serving.inference.rows import Payload, joined_payload
 from serving.runtimes import RowRuntime, TensorRuntime, make_runtime
 from serving.settings import Settings
 from serving.spec import ModelFile
 
-logger = logging.getLogger("serving.model")
+logger = logging.getLogger("serving.inference.model")
 
 _WARM_UP_SECONDS = 10.0
 _SHORT_SECONDS = 0.05

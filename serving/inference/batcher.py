@@ -26,15 +26,15 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
-from serving.cost import BatchCost
-from serving.engine import Engine
 from serving.errors import ClientGone, Expired, Problem, Unavailable
-from serving.execution import ModelThread, Outcome, RowsFailed, run_batch
-from serving.reply import Reply
-from serving.rows import Payload, Result, joined, separated
+from serving.inference.cost import BatchCost
+from serving.inference.engine import Engine
+from serving.inference.execution import ModelThread, Outcome, RowsFailed, run_batch
+from serving.inference.reply import Reply
+from serving.inference.rows import Payload, Result, joined, separated
 from serving.spec import BatchingSpec
 
-logger = logging.getLogger("serving.batcher")
+logger = logging.getLogger("serving.inference.batcher")
 
 _QUIET_TURNS = 2
 """Of the event loop."""

@@ -12,9 +12,17 @@ from typing import Any, Protocol
 import msgspec
 import numpy as np
 
-from serving.codec import NUMPY, flattened, value_type
 from serving.errors import ModelFault
-from serving.rows import Array, Payload, RecordPayload, RecordResult, Result, TensorPayload, TensorResult
+from serving.inference.codec import NUMPY, flattened, value_type
+from serving.inference.rows import (
+    Array,
+    Payload,
+    RecordPayload,
+    RecordResult,
+    Result,
+    TensorPayload,
+    TensorResult,
+)
 from serving.runtimes import RowRuntime, TensorRuntime
 from serving.spec import ModelFile
 

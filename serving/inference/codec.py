@@ -18,7 +18,7 @@ import numpy as np
 import orjson
 
 from serving.errors import BadRequest, Invalid
-from serving.rows import (
+from serving.inference.rows import (
     Array,
     Payload,
     RecordPayload,

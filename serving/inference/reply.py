@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-logger = logging.getLogger("serving.reply")
+logger = logging.getLogger("serving.inference.reply")
 
 
 class Reply:
