@@ -20,8 +20,8 @@ import orjson
 from serving.inference.codec import Codec
 from serving.inference.rows import Payload, Result
 from serving.personal import Personal
-from serving.redis_link import RedisAbsent, RedisLink
-from serving.redis_wire import bulk, packed
+from serving.redis.link import RedisAbsent, RedisLink
+from serving.redis.wire import bulk, packed
 from serving.spec import SamplesSpec
 from serving.telemetry import Telemetry
 

@@ -31,7 +31,7 @@ from serving.jobs.table import JobTable, Release
 from serving.monitor import OutputMonitor
 from serving.personal import Personal
 from serving.predictions import Predictions
-from serving.redis_link import RedisAbsent, RedisLink
+from serving.redis.link import RedisAbsent, RedisLink
 from serving.samples import OutcomeWriter, Sampler
 from serving.settings import Settings
 from serving.shadow import Shadow

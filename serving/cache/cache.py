@@ -27,8 +27,8 @@ from serving.http.coalesce import Coalescer
 from serving.inference.codec import Codec
 from serving.inference.model import LoadedModel
 from serving.inference.rows import Payload, Result
-from serving.redis_link import RedisAbsent, RedisLink
-from serving.redis_wire import bulk, packed
+from serving.redis.link import RedisAbsent, RedisLink
+from serving.redis.wire import bulk, packed
 from serving.telemetry import Telemetry
 
 logger = logging.getLogger("serving.cache.cache")

@@ -17,7 +17,7 @@ from typing import Any
 from serving.errors import RateLimited, StartupError, Unauthorized
 from serving.http.coalesce import Coalescer
 from serving.http.exchange import Scope
-from serving.redis_link import RedisAbsent, RedisLink
+from serving.redis.link import RedisAbsent, RedisLink
 
 OPEN_ROUTES = frozenset({"/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
 _CHALLENGE = ((b"www-authenticate", b"Bearer"),)

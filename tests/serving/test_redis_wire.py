@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from server_runs import free_port
 
 from serving.inference.codec import array_of
-from serving.redis_link import RedisAbsent, RedisLink
-from serving.redis_wire import RedisRefused, RedisWire, bulk, opened, packed
+from serving.redis.link import RedisAbsent, RedisLink
+from serving.redis.wire import RedisRefused, RedisWire, bulk, opened, packed
 
 REPLIES: list[tuple[bytes, object]] = [
     (b"+OK\r\n", b"OK"),

@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from serving.redis_wire import RedisRefused, RedisWire, opened
+from serving.redis.wire import RedisRefused, RedisWire, opened
 
 logger = logging.getLogger("serving.redis")
 
