@@ -17,9 +17,9 @@ from serving.http.exchange import JSON, Answer, Call, failed
 from serving.inference.batcher import Batcher
 from serving.inference.codec import Codec
 from serving.inference.rows import Payload, Result
-from serving.samples import Sampler
-from serving.shadow import Shadow
 from serving.telemetry import Telemetry
+from serving.watching.samples import Sampler
+from serving.watching.shadow import Shadow
 
 _HIT = ((b"x-cache", b"hit"),)
 Done = Callable[[Answer], None]

@@ -28,15 +28,15 @@ from serving.inference.rows import Payload, Result, joined_payload
 from serving.jobs.chunks import Chunks
 from serving.jobs.runner import JobRunner
 from serving.jobs.table import JobTable, Release
-from serving.monitor import OutputMonitor
-from serving.personal import Personal
 from serving.predictions import Predictions
 from serving.redis.link import RedisAbsent, RedisLink
-from serving.samples import OutcomeWriter, Sampler
 from serving.settings import Settings
-from serving.shadow import Shadow
 from serving.telemetry import Telemetry
 from serving.tracing import Tracer
+from serving.watching.monitor import OutputMonitor
+from serving.watching.personal import Personal
+from serving.watching.samples import OutcomeWriter, Sampler
+from serving.watching.shadow import Shadow
 
 logger = logging.getLogger("serving")
 

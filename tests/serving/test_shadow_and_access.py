@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from model_bundles import affine, people, person
 from server_runs import ThreadedServer, free_port, threaded
 
-from serving.shadow import compare
 from serving.spec import ShadowSpec
+from serving.watching.shadow import compare
 
 BODY = {"instances": [[1, 2, 3, 4]]}
 

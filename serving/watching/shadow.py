@@ -22,7 +22,7 @@ import orjson
 from serving.spec import ShadowSpec
 from serving.telemetry import Telemetry
 
-logger = logging.getLogger("serving.shadow")
+logger = logging.getLogger("serving.watching.shadow")
 
 _CONNECTIONS = 16
 _GATHER_SECONDS = 0.1

@@ -15,7 +15,7 @@ import orjson
 
 from serving.spec import Column, Signature
 
-logger = logging.getLogger("serving.personal")
+logger = logging.getLogger("serving.watching.personal")
 
 _DIGITS = 32
 """Hexadecimal digits kept of a hash: 128 bits."""
