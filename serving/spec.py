@@ -236,7 +236,7 @@ class ModelFile(BaseModel):
         outputs = [column.name for column in self.signature.outputs]
         if monitored is not None and monitored not in outputs:
             raise ValueError(
-                f"serving.watching.monitor.output: {monitored} is no output; there are {', '.join(outputs)}"
+                f"serving.monitor.output: {monitored} is no output; there are {', '.join(outputs)}"
             )
         runtime = self.serving.runtime
         if runtime.inputs == "stack" and any(column.shape for column in self.signature.inputs):
