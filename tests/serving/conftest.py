@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+import redis
 
-# The helpers stand beside the tests; with importlib's import mode the folder is on no path by itself.
-sys.path.insert(0, str(Path(__file__).parent))
-
-from model_bundles import affine, people
-from server_runs import ThreadedServer, free_port, threaded
+from tests.serving.model_bundles import affine, people
+from tests.serving.server_runs import ThreadedServer, free_port, threaded
 
 
 @pytest.fixture(scope="session")
@@ -27,8 +25,6 @@ def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)],
         stdout=subprocess.DEVNULL,
     )
-    import redis
-
     client = redis.Redis(port=port)
     until = time.monotonic() + 10
     while True:
@@ -80,3 +76,12 @@ def affine_client(affine_server: ThreadedServer) -> Iterator[httpx.Client]:
 def people_client(people_server: ThreadedServer) -> Iterator[httpx.Client]:
     with people_server.client() as client:
         yield client
+
+
+@pytest.fixture
+def database(redis_server: str) -> Iterator[Any]:
+    """The Redis of the suite, empty."""
+    client = redis.Redis.from_url(redis_server)
+    client.flushall()
+    yield client
+    client.close()

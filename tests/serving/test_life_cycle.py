@@ -14,8 +14,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from model_bundles import affine, people, person, write_bundle
-from server_runs import ServerProcess, process
+
+from tests.serving.model_bundles import affine, people, person, write_bundle
+from tests.serving.server_runs import ServerProcess, process
 
 BODY = {"instances": [person()]}
 

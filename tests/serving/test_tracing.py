@@ -12,10 +12,10 @@ from typing import Any
 
 import httpx
 import pytest
-from model_bundles import affine
-from server_runs import ThreadedServer, free_port, threaded
 
 from tests.otlp_collector import Collector
+from tests.serving.model_bundles import affine
+from tests.serving.server_runs import ThreadedServer, free_port, threaded
 
 BODY = {"instances": [[1, 2, 3, 4]]}
 OPENMETRICS = "application/openmetrics-text; version=1.0.0, text/plain; q=0.5"

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from server_runs import free_port
 
 from serving.inference.codec import array_of
 from serving.redis.link import RedisAbsent, RedisLink
 from serving.redis.wire import RedisRefused, RedisWire, bulk, opened, packed
+from tests.serving.server_runs import free_port
 
 REPLIES: list[tuple[bytes, object]] = [
     (b"+OK\r\n", b"OK"),

@@ -11,12 +11,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from model_bundles import affine
-from server_runs import ThreadedServer, threaded
 
 from serving.http.exchange import Call
 from serving.http.protocol import GuardedProtocol
 from serving.http.whole import WholeRequest
+from tests.serving.model_bundles import affine
+from tests.serving.server_runs import ThreadedServer, threaded
 
 BODY = b'{"instances": [[1, 2, 3, 4]]}'
 PREDICT = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%s" % (len(BODY), BODY)

@@ -18,8 +18,7 @@ from flows.rollback import roll_back, roll_back_run
 from flows.steps.restore import reconcile, restore
 from flows.sweep import SWEEP, sweep_once
 from flows.wiring import ControlPlane
-
-from .conftest import Story
+from tests.flows.conftest import Story
 
 
 def test_a_canary_leaves_for_the_stable(plane: ControlPlane, story: Story) -> None:

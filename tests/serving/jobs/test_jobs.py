@@ -17,11 +17,11 @@ import psycopg2
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from model_bundles import affine, people, person
-from server_runs import ServerProcess, ThreadedServer, free_port, process, threaded
 
 from tests.integration.s3_server import ACCESS, BUCKET, run_s3
 from tests.integration.s3_server import client as s3_client
+from tests.serving.model_bundles import affine, people, person
+from tests.serving.server_runs import ServerProcess, ThreadedServer, free_port, process, threaded
 
 ROWS = [[float(row), 2.0, 3.0, 4.0] for row in range(25)]
 PREDICTIONS = [[2.0 * row + 1, 5.0, 7.0] for row in range(25)]

@@ -1,16 +1,13 @@
-"""Cache, drift samples, outcomes and rate limits against a real Redis, present, slow, and gone."""
+"""The cache against a real Redis, present, slow, and gone."""
 
 from __future__ import annotations
 
 import gzip
-import hashlib
 import itertools
-import json
-import re
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,43 +15,16 @@ from typing import Any
 import httpx
 import orjson
 import pytest
-import redis
-from model_bundles import PEOPLE_HANDLER, PEOPLE_SIGNATURE, affine, people, person, write_bundle
-from server_runs import free_port, threaded
 
 from serving.cache.recent import RecentAnswers
 from serving.errors import Unavailable
+from tests.serving.asking import ask, eventually, metric
+from tests.serving.model_bundles import PEOPLE_HANDLER, PEOPLE_SIGNATURE, affine, people, person, write_bundle
+from tests.serving.server_runs import free_port, threaded
 
 PATIENT = {"enabled": True, "timeout_seconds": 1.0}
+
 """These tests are about what is cached; on a busy machine Redis may be slower than the default patience."""
-
-
-@pytest.fixture
-def database(redis_server: str) -> Iterator[Any]:
-    client = redis.Redis.from_url(redis_server)
-    client.flushall()
-    yield client
-    client.close()
-
-
-def ask(client: httpx.Client, *rows: object, **headers: str) -> httpx.Response:
-    response = client.post("/predict", json={"instances": list(rows)}, headers=headers)
-    assert response.status_code == 200, response.text
-    return response
-
-
-def metric(client: httpx.Client, name: str) -> float:
-    lines = client.get("/metrics").text.splitlines()
-    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(f"modelserve_{name}{{"))
-
-
-def eventually(check: Any, seconds: float = 5) -> Any:
-    until = time.monotonic() + seconds
-    while True:
-        value = check()
-        if value or time.monotonic() > until:
-            return value
-        time.sleep(0.02)
 
 
 def test_equal_rows_are_computed_once(tmp_path: Path, redis_server: str, database: Any) -> None:
@@ -337,119 +307,3 @@ def test_the_circuit_closes_when_redis_comes_back(tmp_path: Path) -> None:
         finally:
             process.terminate()
             process.wait(10)
-
-
-def test_answered_rows_become_samples_and_outcomes_join_them(
-    tmp_path: Path, redis_server: str, database: Any
-) -> None:
-    bundle = people(tmp_path, cache=PATIENT)
-    with threaded(bundle, redis_url=redis_server) as server, server.client() as client:
-        ask(client, person(), person("Bob", age=60), **{"x-request-id": "first"})
-        assert eventually(lambda: len(database.keys("predictions:*")) == 2)
-        ask(client, person(), **{"x-request-id": "cached"})
-        answer = client.post("/feedback", json={"request_id": "first", "outcomes": [None, 1]})
-        assert answer.status_code == 202
-        entries = eventually(
-            lambda: len(database.xrange("samples:people")) == 2 and database.xrange("samples:people")
-        )
-        samples = [json.loads(fields[b"data"]) for _, fields in entries]
-        assert [sample["row"] for sample in samples] == [0, 1]
-        assert {sample["release"] for sample in samples} == {"people-v7"}
-        assert {sample["request_id"] for sample in samples} == {"first"}
-        assert samples[1]["features"] == person("Bob", age=60)
-        assert samples[1]["prediction"] == {"score": 0.4, "label": "member"}
-        assert abs(samples[0]["at"] - time.time()) < 60
-        [(_, fields)] = database.xrange("outcomes:people")
-        outcome = json.loads(fields[b"data"])
-        assert (outcome["request_id"], outcome["row"], outcome["outcome"]) == ("first", 1, 1)
-
-
-@pytest.mark.parametrize("key", [None, "a secret that nobody else has"])
-def test_personal_data_never_leaves_the_server_as_it_is(
-    tmp_path: Path, redis_server: str, database: Any, key: str | None
-) -> None:
-    marks = {"name": "hash", "height": "drop"}
-    inputs = [
-        {**column, **({"personal": marks[column["name"]]} if column["name"] in marks else {})}
-        for column in PEOPLE_SIGNATURE["inputs"]
-    ]
-    outputs = [PEOPLE_SIGNATURE["outputs"][0], {**PEOPLE_SIGNATURE["outputs"][1], "personal": "drop"}]
-    bundle = people(tmp_path, signature={"inputs": inputs, "outputs": outputs})
-    options = {} if key is None else {"personal_key": key}
-    with threaded(bundle, redis_url=redis_server, **options) as server, server.client() as client:
-        answer = ask(client, person("Ada", height=1.71), person("Bob"), person("Ada"))
-        assert answer.json()["predictions"][0]["label"] == "member", "the client gets all of it"
-        assert eventually(lambda: database.xlen("samples:people") == 3)
-    raw = [fields[b"data"] for _, fields in database.xrange("samples:people")]
-    assert not any(text in entry for entry in raw for text in (b"Ada", b"Bob", b"1.71", b"height", b"label"))
-    features = [json.loads(entry)["features"] for entry in raw]
-    assert all(row["age"] == 30 for row in features)
-    if key is None:
-        assert not any("name" in row for row in features), "a hash without a key can be guessed"
-        return
-    first, second, third = (row["name"] for row in features)
-    assert first == third != second
-    assert re.fullmatch("[0-9a-f]{32}", first)
-    assert hashlib.sha256(b"Ada").hexdigest()[:32] != first
-
-
-def test_samples_are_bounded_and_counted(tmp_path: Path, redis_server: str, database: Any) -> None:
-    bundle = affine(tmp_path, samples={"per_second": 10}, limits={"max_rows": 100})
-    with threaded(bundle, redis_url=redis_server) as server, server.client() as client:
-        for number in range(10):
-            ask(client, *[[number, row, 0, 0] for row in range(10)])
-        assert eventually(
-            lambda: metric(client, "samples_sent_total") + metric(client, "samples_dropped_total") == 100
-        )
-        assert 10 <= database.xlen("samples:affine") <= 30
-
-
-@pytest.mark.parametrize(
-    ("body", "status", "where"),
-    [
-        ({"request_id": "a", "outcomes": [1]}, 503, None),
-        ({"request_id": "a"}, 422, "#"),
-        ({"request_id": 1, "outcomes": []}, 422, "#/request_id"),
-        ({"request_id": "", "outcomes": []}, 422, "#/request_id"),
-        ({"request_id": "a", "outcomes": [], "x": 1}, 422, "#"),
-    ],
-)
-def test_feedback_is_checked(
-    affine_client: httpx.Client, body: dict[str, object], status: int, where: str | None
-) -> None:
-    response = affine_client.post("/feedback", json=body)
-    assert response.status_code == status
-    if where is not None:
-        assert response.json()["errors"][0]["pointer"] == where
-
-
-@pytest.mark.usefixtures("database")
-def test_the_rate_limit_counts_each_client_over_all_replicas(
-    tmp_path: Path, redis_server: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("serving.http.access._REDIS_SECONDS", 1.0)
-    bundle = affine(tmp_path)
-    options = {"redis_url": redis_server, "rate_limit": 20, "forwarded_clients": True}
-    with (
-        threaded(bundle, **options) as first,
-        threaded(bundle, **options) as second,
-        first.client() as one,
-        second.client() as two,
-    ):
-        statuses = []
-        for number in range(60):
-            response = (one, two)[number % 2].post(
-                "/predict", json={"instances": [[1, 2, 3, 4]]}, headers={"x-forwarded-for": "10.0.0.1"}
-            )
-            statuses.append(response.status_code)
-        assert 20 <= statuses.count(200) <= 40
-        assert statuses.count(429) == 60 - statuses.count(200)
-        refused = one.post(
-            "/predict", json={"instances": [[1, 2, 3, 4]]}, headers={"x-forwarded-for": "10.0.0.1"}
-        )
-        assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
-        other = one.post(
-            "/predict", json={"instances": [[1, 2, 3, 4]]}, headers={"x-forwarded-for": "10.0.0.2"}
-        )
-        assert other.status_code == 200
-        assert one.get("/healthz").status_code == 200

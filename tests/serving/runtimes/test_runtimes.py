@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from model_bundles import WIDTH, Affine, affine, write_bundle
-from server_runs import threaded
 
 from serving.errors import StartupError
 from serving.inference.bundle import seal
@@ -22,6 +20,8 @@ from serving.runtimes.devices import choose_device, cpu_quota
 from serving.runtimes.layout import lay_out
 from serving.runtimes.pytorch import detect_format
 from serving.settings import Settings
+from tests.serving.model_bundles import WIDTH, Affine, affine, write_bundle
+from tests.serving.server_runs import threaded
 
 
 def load(bundle: Path) -> Any:

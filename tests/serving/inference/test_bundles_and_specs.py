@@ -10,12 +10,12 @@ from pathlib import Path
 import fsspec
 import pytest
 import yaml
-from model_bundles import affine, people
-from server_runs import ROOT
 
 from serving.errors import BundleCorrupt, SpecProblem, StartupError
 from serving.inference.bundle import load_bundle, seal
 from serving.spec import read_model_file
+from tests.serving.model_bundles import affine, people
+from tests.serving.server_runs import ROOT
 
 
 def test_a_bundle_from_a_store_is_fetched_verified_and_discarded(tmp_path: Path) -> None:

@@ -14,8 +14,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from model_bundles import people, person
-from server_runs import ThreadedServer, threaded
 
 from serving.errors import ClientGone, Expired, ModelFault, Problem, Unavailable
 from serving.inference import batcher as batcher_module
@@ -23,6 +21,8 @@ from serving.inference.batcher import Batcher
 from serving.inference.cost import BatchCost
 from serving.inference.rows import Payload, Result, TensorPayload, TensorResult
 from serving.spec import BatchingSpec
+from tests.serving.model_bundles import people, person
+from tests.serving.server_runs import ThreadedServer, threaded
 
 
 class Doubler:

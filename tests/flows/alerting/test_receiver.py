@@ -17,8 +17,7 @@ from flows.domain.judge.windows import Window
 from flows.domain.promotion import State
 from flows.domain.release import Phase
 from flows.wiring import ControlPlane
-
-from .conftest import Story
+from tests.flows.conftest import Story
 
 TOKEN = "a-secret"
 

@@ -1,8 +1,7 @@
-"""The shadow is invisible whatever it does; keys are needed where they should be."""
+"""The shadow is invisible whatever it does."""
 
 from __future__ import annotations
 
-import hashlib
 import socket
 import threading
 import time
@@ -15,11 +14,11 @@ import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from model_bundles import affine, people, person
-from server_runs import ThreadedServer, free_port, threaded
 
 from serving.spec import ShadowSpec
 from serving.watching.shadow import compare
+from tests.serving.model_bundles import affine, people, person
+from tests.serving.server_runs import ThreadedServer, free_port, threaded
 
 BODY = {"instances": [[1, 2, 3, 4]]}
 
@@ -252,61 +251,3 @@ def test_comparison_by_class_and_by_tolerance() -> None:
     assert not compare([0.1, 0.9], [0.3, 0.7], SPEC)[0]
     assert compare([0.1, 0.9], [0.3, 0.7], ShadowSpec(classes=True))[0]
     assert not compare([0.6, 0.4], [0.3, 0.7], ShadowSpec(classes=True))[0]
-
-
-@pytest.fixture(scope="module")
-def guarded(bundles: dict[str, Path], fast_path: bool, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    keys = tmp_path_factory.mktemp("keys") / "keys"
-    hidden = hashlib.sha256(b"second").hexdigest()
-    keys.write_text(f"# who may ask\nfirst-team:first\n\nsecond-team:sha256:{hidden}\n")
-    with threaded(bundles["affine"], fast_path=fast_path, api_keys_file=keys) as server:
-        yield server, keys
-
-
-@pytest.mark.parametrize(
-    ("headers", "status"),
-    [
-        ({}, 401),
-        ({"authorization": "Bearer first"}, 200),
-        ({"authorization": "bearer second"}, 200),
-        ({"x-api-key": "first"}, 200),
-        ({"authorization": "Bearer wrong"}, 401),
-        ({"authorization": "Bearer"}, 401),
-        ({"authorization": "Basic first"}, 401),
-        ({"x-api-key": ""}, 401),
-    ],
-)
-def test_keys(guarded: Any, headers: dict[str, str], status: int) -> None:
-    server, _ = guarded
-    with server.client() as client:
-        response = client.post("/predict", json=BODY, headers=headers)
-        assert response.status_code == status
-        if status == 401:
-            assert response.headers["www-authenticate"] == "Bearer"
-            assert response.headers["content-type"] == "application/problem+json"
-        infer = client.post("/v2/models/affine/infer", content=b"{}", headers=headers)
-        assert infer.status_code == (400 if status == 200 else 401)
-
-
-def test_probes_and_metrics_need_no_key(guarded: Any) -> None:
-    server, _ = guarded
-    with server.client() as client:
-        for path in ("/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"):
-            assert client.get(path).status_code == 200
-        for path in ("/docs", "/openapi.json", "/v2", "/nothing"):
-            assert client.get(path).status_code == 401
-
-
-def test_keys_are_rotated_without_a_restart(guarded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    server, path = guarded
-    before = path.read_text()
-    monkeypatch.setattr("serving.http.access._REREAD_SECONDS", 0.0)
-    try:
-        path.write_text("third-team:third\n")
-        with server.client() as client:
-            assert client.post("/predict", json=BODY, headers={"x-api-key": "third"}).status_code == 200
-            assert client.post("/predict", json=BODY, headers={"x-api-key": "first"}).status_code == 401
-    finally:
-        path.write_text(before)
-        time.sleep(0.01)
-        path.touch()

@@ -15,10 +15,11 @@ import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from server_runs import ThreadedServer, threaded
 from tritonclient import http as triton
 from tritonclient.http import aio as triton_aio
 from tritonclient.utils import InferenceServerException
+
+from tests.serving.server_runs import ThreadedServer, threaded
 
 X = np.array([[1, 2, 3, 4], [0, 0, 0, 0]], dtype=np.float32)
 SCORES = np.array([[3, 5, 7], [1, 1, 1]], dtype=np.float32)
@@ -288,7 +289,7 @@ def test_json_only_requests_need_no_content_type(affine_client: httpx.Client) ->
 
 
 def test_a_server_that_is_not_ready_says_so_in_the_protocols_form(tmp_path: Path) -> None:
-    from model_bundles import people as make
+    from tests.serving.model_bundles import people as make
 
     with threaded(make(tmp_path)) as server, server.client() as client:
         server.server.service.drain()

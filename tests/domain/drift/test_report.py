@@ -16,8 +16,8 @@ from flows.domain.drift.page import page
 from flows.domain.drift.policy import DriftPolicy
 from flows.domain.drift.profile import make_profile
 from flows.domain.drift.report import detectable_text, markdown, table
-from tests.domain import test_drift as made
-from tests.domain import test_drift_performance as judged
+from tests.domain.drift import test_check as made
+from tests.domain.drift import test_performance as judged
 
 
 def shown(result: DriftResult, width: int = 120) -> str:

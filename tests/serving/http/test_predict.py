@@ -11,8 +11,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-from model_bundles import affine, person
-from server_runs import ThreadedServer, threaded
+
+from tests.serving.model_bundles import affine, person
+from tests.serving.server_runs import ThreadedServer, threaded
 
 
 def problem(response: httpx.Response) -> dict[str, object]:

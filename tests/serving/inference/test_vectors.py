@@ -9,11 +9,11 @@ import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from model_bundles import WIDTH
 
 from serving.inference.codec import TensorCodec, flattened
 from serving.inference.rows import TensorPayload, Vectors, joined_payload
 from serving.spec import read_model_file
+from tests.serving.model_bundles import WIDTH
 
 ROWS = st.lists(
     st.lists(st.floats(-(2.0**90), 2.0**90, width=32), min_size=WIDTH, max_size=WIDTH), min_size=1, max_size=6

@@ -13,9 +13,9 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import positive_data_acceptance
-from server_runs import ThreadedServer, threaded
 
 from serving.http.edge import route_label
+from tests.serving.server_runs import ThreadedServer, threaded
 
 POSITIVE = schemathesis.GenerationMode.POSITIVE
 EXAMPLES = int(os.environ.get("SCHEMATHESIS_EXAMPLES", "10"))
