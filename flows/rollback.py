@@ -6,36 +6,9 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 
 from flows.domain.errors import ModelServeError
-from flows.domain.promotion import State, newest
-from flows.steps.restore import Restored, bring_home, restore
-from flows.wiring import ControlPlane, control_plane
-
-
-def roll_back(
-    plane: ControlPlane,
-    model: str,
-    reason: str,
-    to: int | None = None,
-    state: State = State.ABORTED,
-    leaving: int | None = None,
-) -> Restored:
-    """Roll `model` back, once: of two who ask at the same moment, the second finds it done.
-
-    `leaving`: the version that is meant; the newest in service if none is named.
-    """
-    if leaving is None:
-        release = newest(plane.registry.standing(model))
-        leaving = release.version if release is not None else None
-    return restore(plane, model, reason, state, to, leaving=leaving)
-
-
-def roll_back_run(plane: ControlPlane, run: str, reason: str) -> Restored | None:
-    """Take back what this Prefect flow run has left behind; None when it has left no promotion open.
-
-    An automation may name a run that has completed, or whose promotion somebody else has taken over.
-    """
-    promotion = plane.registry.promotion_of_run(run)
-    return None if promotion is None else bring_home(plane, promotion, reason)
+from flows.domain.promotion import State
+from flows.steps.restore import roll_back, roll_back_run
+from flows.wiring import control_plane
 
 
 @flow(name="rollback", flow_run_name="rollback {model}", timeout_seconds=600)

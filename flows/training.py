@@ -15,11 +15,11 @@ from pathlib import Path
 
 from prefect import flow
 
-from flows.console.following import Started, start_promotion
 from flows.domain.errors import ArtifactCorrupt, ModelServeError, SpecInvalid
 from flows.domain.promotion import Standing
 from flows.domain.spec import ModelSpec, parse_spec
 from flows.steps.registration import check_folder, register_release
+from flows.steps.starting import Started, start_promotion
 from flows.wiring import ControlPlane, control_plane
 
 OUTPUT = "{output}"

@@ -13,9 +13,9 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.exceptions import HTTPException
 
 from serving.errors import NotFound, Problem, WrongMethod
-from serving.http.exchange import Answer, Call, Handler, answered, problem_answer
-from serving.http.openapi import describe
-from serving.jobs.routes import BatchPredict
+from serving.exchange import Answer, Call, Handler, answered, problem_answer
+from serving.http.jobs import BatchPredict
+from serving.openapi.document import describe
 from serving.service import Service
 from serving.v2.routes import OpenInference, error_answer
 

@@ -13,7 +13,7 @@ from functools import partial
 from serving.cache.cache import RedisCache
 from serving.cache.recent import RecentAnswers
 from serving.errors import Problem
-from serving.http.exchange import JSON, Answer, Call, failed
+from serving.exchange import JSON, Answer, Call, failed
 from serving.inference.batcher import Batcher
 from serving.inference.codec import Codec
 from serving.inference.rows import Payload, Result

@@ -15,11 +15,11 @@ from typing import Any
 
 import msgspec
 
+from serving.access import ApiKeys, RateLimit, client_of
 from serving.cache.cache import RedisCache, pays
 from serving.cache.recent import RecentAnswers
 from serving.errors import BadRequest, Invalid, Problem, StartupError, Unavailable
-from serving.http.access import ApiKeys, RateLimit, client_of
-from serving.http.exchange import Answer, BodyReader, Call, check_json_type, decompressed, fitting
+from serving.exchange import Answer, BodyReader, Call, check_json_type, decompressed, fitting
 from serving.inference.batcher import Batcher
 from serving.inference.codec import invalid
 from serving.inference.engine import RecordEngine

@@ -19,7 +19,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.samples import Exemplar
 
-from serving.inference.rows import Array
+from serving.arrays import Array
 
 CONTENT_TYPE = b"text/plain; version=1.0.0; charset=utf-8"
 OPENMETRICS = b"application/openmetrics-text"

@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 from serving.errors import StartupError
-from serving.http.exchange import Call
+from serving.exchange import Call
 
 logger = logging.getLogger("serving.tracing")
 

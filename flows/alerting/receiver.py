@@ -25,7 +25,8 @@ from flows.alerting.attribution import Blame, blame
 from flows.alerting.exposition import exposition
 from flows.domain.errors import DependencyDown, ModelServeError
 from flows.domain.promotion import State
-from flows.rollback import roll_back, rollback
+from flows.rollback import rollback
+from flows.steps.restore import roll_back
 from flows.wiring import ControlPlane, control_plane
 
 log = logging.getLogger(__name__)

@@ -10,11 +10,9 @@ from rich.table import Table
 
 from flows.adapters.registry import Event, StoredWindow
 from flows.adapters.stack import PartStatus
-from flows.domain.judge.judging import judge, judge_promoted
 from flows.domain.judge.verdict import Verdict
 from flows.domain.judge.windows import Window
 from flows.domain.promotion import Promotion, Standing, State
-from flows.domain.spec import parse_spec
 from flows.settings import Settings
 
 ENDED_WELL = {State.PROMOTED: "green", State.RUNNING: "cyan", State.WATCHING: "cyan"}
@@ -133,21 +131,6 @@ def windows_table(promotion: Promotion, stored: Sequence[StoredWindow]) -> Table
         )
         said = verdict.sentence
     return table
-
-
-def replay_verdicts(spec: str, stored: Sequence[StoredWindow]) -> int:
-    """Judge the stored windows again, each with those before it; how many verdicts differ."""
-    policy = parse_spec(spec, "model.yaml").promotion
-    windows = [Window.from_json(window.content) for window in stored]
-    ramp = sum(not window.watching for window in stored)
-    different = 0
-    for number, row in enumerate(stored, start=1):
-        if row.watching:
-            again = judge_promoted(policy, windows[:ramp], windows[ramp:number])
-        else:
-            again = judge(policy, windows[:number])
-        different += again.to_json() != Verdict.from_json(row.verdict).to_json()
-    return different
 
 
 def events_table(events: Iterable[Event]) -> Table:

@@ -27,7 +27,7 @@ from rich.table import Table
 
 from flows.adapters import stack
 from flows.bootstrap import bring_up
-from flows.console.following import follow, run_flow, start_promotion
+from flows.console.following import follow
 from flows.console.tables import addresses
 from flows.domain.drift.findings import Outcome as DriftOutcome
 from flows.domain.errors import DependencyDown, ModelServeError
@@ -35,6 +35,7 @@ from flows.domain.promotion import State
 from flows.domain.release import release_name
 from flows.settings import Settings
 from flows.steps.registration import register_release
+from flows.steps.starting import run_flow, start_promotion
 from flows.wiring import ControlPlane, control_plane
 
 MODEL = "flights"

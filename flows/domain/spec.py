@@ -10,36 +10,13 @@ from __future__ import annotations
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from flows.domain.drift.policy import DriftPolicy
 from flows.domain.errors import SpecInvalid
 from flows.domain.judge.policy import PromotionPolicy
 from flows.domain.release import MODEL_NAME
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Column(Section):
-    """One named input or output. A `shape` makes it a tensor per row; without one it is a scalar."""
-
-    name: str
-    type: Literal["number", "integer", "boolean", "string"]
-    shape: tuple[int, ...] = ()
-    nullable: bool = False
-    minimum: float | None = None
-    maximum: float | None = None
-    description: str = ""
-    personal: Literal["hash", "drop"] | None = None
-    """Personal data: the server hashes or drops it before a row is sampled. Never compared, never in a
-    reference."""
-
-
-class Signature(Section):
-    inputs: tuple[Column, ...] = Field(min_length=1)
-    outputs: tuple[Column, ...] = Field(min_length=1)
+from flows.domain.signature import Section, Signature
 
 
 class Resources(Section):

@@ -8,7 +8,7 @@ from flows.domain.drift.findings import DriftResult
 from flows.domain.drift.policy import Consequence, DriftPolicy
 from flows.domain.errors import ModelServeError
 from flows.domain.release import parse_release_name
-from flows.rollback import roll_back
+from flows.steps.restore import roll_back
 from flows.wiring import ControlPlane
 
 log = logging.getLogger(__name__)

@@ -92,6 +92,24 @@ def restore(
     return Restored(model, retreat, routes, seconds)
 
 
+def roll_back(
+    plane: ControlPlane,
+    model: str,
+    reason: str,
+    to: int | None = None,
+    state: State = State.ABORTED,
+    leaving: int | None = None,
+) -> Restored:
+    """Roll `model` back, once: of two who ask at the same moment, the second finds it done.
+
+    `leaving`: the version that is meant; the newest in service if none is named.
+    """
+    if leaving is None:
+        release = newest(plane.registry.standing(model))
+        leaving = release.version if release is not None else None
+    return restore(plane, model, reason, state, to, leaving=leaving)
+
+
 def bring_home(
     plane: ControlPlane, promotion: Promotion, reason: str, state: State = State.FAILED
 ) -> Restored:
@@ -119,6 +137,15 @@ def bring_home(
     if condemned is not None:
         return restore(plane, model, condemned, State.REJECTED, only=promotion)
     return restore(plane, model, reason, state, only=promotion)
+
+
+def roll_back_run(plane: ControlPlane, run: str, reason: str) -> Restored | None:
+    """Take back what this Prefect flow run has left behind; None when it has left no promotion open.
+
+    An automation may name a run that has completed, or whose promotion somebody else has taken over.
+    """
+    promotion = plane.registry.promotion_of_run(run)
+    return None if promotion is None else bring_home(plane, promotion, reason)
 
 
 def condemnation(plane: ControlPlane, promotion: Promotion) -> str | None:

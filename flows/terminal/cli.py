@@ -161,7 +161,8 @@ def promote(
 
     It runs on the Prefect worker. With --watch, Ctrl-C cancels it and the traffic goes back.
     """
-    from flows.console.following import follow, start_promotion
+    from flows.console.following import follow
+    from flows.steps.starting import start_promotion
     from flows.wiring import control_plane
 
     plane = control_plane(settings())
@@ -180,7 +181,7 @@ def rollback(
     reason: Annotated[str, typer.Option(help="Recorded in the history.")] = "asked for by a person",
 ) -> None:
     """Take the canary out, or go back from the stable release to the previous one. Works without Prefect."""
-    from flows.rollback import roll_back
+    from flows.steps.restore import roll_back
     from flows.wiring import control_plane
 
     restored = roll_back(control_plane(settings()), model, reason, to)
@@ -272,7 +273,8 @@ def explain(
     ] = False,
 ) -> None:
     """Why a promotion ended as it did: the windows, the evidence, the verdicts."""
-    from flows.console.tables import replay_verdicts, windows_table
+    from flows.console.tables import windows_table
+    from flows.steps.replay import replay_verdicts
     from flows.wiring import control_plane
 
     registry = control_plane(settings()).registry

@@ -23,10 +23,10 @@ from functools import partial
 from typing import Protocol
 
 from serving.errors import Expired, Problem
-from serving.http.coalesce import Coalescer
 from serving.inference.codec import Codec
 from serving.inference.model import LoadedModel
 from serving.inference.rows import Payload, Result
+from serving.redis.coalesce import Coalescer
 from serving.redis.link import RedisAbsent, RedisLink
 from serving.redis.wire import bulk, packed
 from serving.telemetry import Telemetry

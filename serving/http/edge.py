@@ -18,9 +18,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
+from serving.access import OPEN_ROUTES
 from serving.errors import Problem
-from serving.http.access import OPEN_ROUTES
-from serving.http.exchange import (
+from serving.exchange import (
     CLOSE,
     Answer,
     Call,
@@ -37,7 +37,7 @@ from serving.http.whole import WholeRequest, header_lines
 from serving.service import Service, State
 from serving.v2.routes import OpenInference, error_answer, is_infer, reporting
 
-logger = logging.getLogger("serving.http.access")
+logger = logging.getLogger("serving.access")
 
 _REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 _SECURITY = ((b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store"))

@@ -16,7 +16,7 @@ import httptools
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from serving.http.exchange import Handler
+from serving.exchange import Handler
 from serving.http.whole import WholeRequest, WholeRequests, header_lines
 
 _BODY = {

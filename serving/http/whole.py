@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
-from serving.http.exchange import CLOSE, Answer, Handler, Scope
+from serving.exchange import CLOSE, Answer, Handler, Scope
 
 
 class Connection(Protocol):

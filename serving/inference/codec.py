@@ -17,9 +17,9 @@ import msgspec
 import numpy as np
 import orjson
 
+from serving.arrays import Array
 from serving.errors import BadRequest, Invalid
 from serving.inference.rows import (
-    Array,
     Payload,
     RecordPayload,
     RecordResult,

@@ -12,10 +12,10 @@ from typing import Any, Protocol
 import msgspec
 import numpy as np
 
+from serving.arrays import Array
 from serving.errors import ModelFault
 from serving.inference.codec import NUMPY, flattened, value_type
 from serving.inference.rows import (
-    Array,
     Payload,
     RecordPayload,
     RecordResult,

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from serving.arrays import Array
 from serving.errors import StartupError
-from serving.inference.rows import Array
 from serving.spec import ModelFile
 
 

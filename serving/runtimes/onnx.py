@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+from serving.arrays import Array
 from serving.errors import StartupError
-from serving.inference.rows import Array
 from serving.runtimes.devices import cpu_quota
 from serving.spec import ModelFile
 

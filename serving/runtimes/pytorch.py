@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 
+from serving.arrays import Array
 from serving.errors import StartupError
-from serving.inference.rows import Array
 from serving.runtimes.devices import choose_device, cpu_quota
 from serving.runtimes.handler import import_handler
 from serving.runtimes.layout import lay_out

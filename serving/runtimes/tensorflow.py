@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from serving.arrays import Array
 from serving.errors import StartupError
-from serving.inference.rows import Array
 from serving.runtimes.devices import cpu_quota
 from serving.spec import ModelFile
 

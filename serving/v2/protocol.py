@@ -12,8 +12,8 @@ import msgspec
 import numpy as np
 import orjson
 
+from serving.arrays import Array
 from serving.errors import BadRequest
-from serving.inference.rows import Array
 from serving.spec import ModelFile
 from serving.v2.tensors import InputTensor, to_binary
 

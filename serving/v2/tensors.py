@@ -11,9 +11,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from serving.arrays import Array
 from serving.errors import BadRequest
 from serving.inference.codec import MAX_STRING, NUMPY, value_type
-from serving.inference.rows import Array
 from serving.spec import Column, Datatype
 
 _LENGTH = struct.Struct("<I")

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from serving.inference.rows import Array
+from serving.arrays import Array
 from serving.spec import ModelFile
 from serving.telemetry import bin_edges
 

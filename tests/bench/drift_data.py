@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from flows.domain.drift.policy import DriftPolicy
-from flows.domain.spec import Column, Signature
+from flows.domain.signature import Column, Signature
 
 NUMBERS = [f"x{place}" for place in range(19)]
 COLUMNS = [*NUMBERS, "kind"]

@@ -29,7 +29,7 @@ from flows.domain.drift.check import check
 from flows.domain.drift.findings import DriftResult, Outcome
 from flows.domain.drift.policy import DriftPolicy
 from flows.domain.drift.profile import make_profile
-from flows.domain.spec import Column, Signature
+from flows.domain.signature import Column, Signature
 from tests.domain.drift import test_flights as flights
 
 NANNYML = "nannyml==0.13.1"

@@ -21,10 +21,10 @@ from prefect.client.orchestration import get_client
 from prefect.states import Cancelling
 
 from flows.adapters import stack
-from flows.console.following import start_promotion
 from flows.domain.errors import ModelServeError
 from flows.domain.promotion import State
 from flows.domain.routes import Routes
+from flows.steps.starting import start_promotion
 from tests.chaos.world import LEASE_SECONDS, MODEL, World
 
 pytestmark = pytest.mark.timeout(400)

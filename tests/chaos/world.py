@@ -189,7 +189,7 @@ class World:
         return version, self.begin(version)
 
     def begin(self, version: int) -> str:
-        from flows.console.following import start_promotion
+        from flows.steps.starting import start_promotion
 
         return str(start_promotion(self.plane, MODEL, version).run)
 

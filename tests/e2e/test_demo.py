@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from flows.adapters.registry import Registry
-from flows.console.tables import replay_verdicts
 from flows.domain.promotion import State
 from flows.settings import Settings
+from flows.steps.replay import replay_verdicts
 from tests.free_ports import stack_variables
 
 ROOT = Path(__file__).parents[2]

@@ -23,7 +23,7 @@ from flows.domain.drift.findings import FindingKind
 from flows.domain.drift.frames import compared_columns
 from flows.domain.drift.policy import DriftPolicy
 from flows.domain.errors import DependencyDown
-from flows.domain.spec import Column, Signature
+from flows.domain.signature import Column, Signature
 from tests.free_ports import free_ports
 from tests.integration.s3_server import ACCESS, BUCKET
 

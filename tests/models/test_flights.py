@@ -16,7 +16,8 @@ import pytest
 import torch
 import yaml
 
-from flows.domain.spec import Column, parse_spec
+from flows.domain.signature import Column
+from flows.domain.spec import parse_spec
 from serving.models.flights import data, handler, learning, train
 from serving.models.flights.train import LIVE_SINCE, LIVE_UNTIL, RECIPES, Trained, area_under_curve, bundle
 

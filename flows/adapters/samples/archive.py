@@ -25,7 +25,7 @@ from flows.adapters.samples.store import SampleStore, day_of
 from flows.domain.drift.frames import EARLIEST, LATEST, PERSONAL, PREDICTION, RELEASE, TIME, to_seconds
 from flows.domain.drift.policy import DriftPolicy
 from flows.domain.errors import DependencyDown
-from flows.domain.spec import Column, Signature
+from flows.domain.signature import Column, Signature
 
 GROUP = "archive"
 BATCH = 20_000

@@ -25,7 +25,7 @@ from flows.domain.drift.findings import Finding, FindingKind
 from flows.domain.drift.frames import OUTCOME, RELEASE, TIME, to_seconds
 from flows.domain.drift.policy import DriftPolicy
 from flows.domain.errors import ArtifactCorrupt
-from flows.domain.spec import Signature
+from flows.domain.signature import Signature
 
 CHUNK_ROWS = 100_000
 AHEAD_MILLISECONDS = 3_600_000

@@ -16,7 +16,7 @@ import pandas as pd
 
 from flows.domain.drift.binning import Floats
 from flows.domain.drift.policy import DriftPolicy
-from flows.domain.spec import Column, Signature
+from flows.domain.signature import Column, Signature
 
 PREDICTION = "prediction."
 OUTCOME = "@outcome"

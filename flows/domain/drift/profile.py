@@ -41,7 +41,7 @@ from flows.domain.drift.multivariate import ReferenceRows, reference_rows
 from flows.domain.drift.performance import PerformanceProfile, performance_profile
 from flows.domain.drift.policy import DriftPolicy
 from flows.domain.errors import ArtifactCorrupt, SpecInvalid
-from flows.domain.spec import Signature
+from flows.domain.signature import Signature
 
 FORMAT = 1
 FINEST_BLOCKS = 256

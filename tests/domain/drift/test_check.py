@@ -16,7 +16,7 @@ from flows.domain.drift.policy import DriftPolicy
 from flows.domain.drift.profile import Profile, make_profile, parse_profile
 from flows.domain.drift.tally import MOST_WINDOWS, Tally
 from flows.domain.errors import ArtifactCorrupt, SpecInvalid
-from flows.domain.spec import Column, Signature
+from flows.domain.signature import Column, Signature
 
 NUMBERS = [f"x{place}" for place in range(8)]
 SIGNATURE = Signature(

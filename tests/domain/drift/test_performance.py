@@ -15,7 +15,7 @@ from flows.domain.drift.online import error_changes
 from flows.domain.drift.policy import DriftPolicy
 from flows.domain.drift.profile import Profile, make_profile, parse_profile
 from flows.domain.errors import SpecInvalid
-from flows.domain.spec import Column, Signature
+from flows.domain.signature import Column, Signature
 
 SIGNATURE = Signature(
     inputs=(Column(name="x", type="number"),), outputs=(Column(name="late", type="number"),)

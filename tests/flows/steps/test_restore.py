@@ -14,8 +14,7 @@ from flows.domain.judge.verdict import Verdict
 from flows.domain.judge.windows import Window
 from flows.domain.promotion import Promotion, Retreat, State
 from flows.domain.release import Phase
-from flows.rollback import roll_back, roll_back_run
-from flows.steps.restore import reconcile, restore
+from flows.steps.restore import reconcile, restore, roll_back, roll_back_run
 from flows.sweep import SWEEP, sweep_once
 from flows.wiring import ControlPlane
 from tests.flows.conftest import Story

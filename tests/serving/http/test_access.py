@@ -61,7 +61,7 @@ def test_probes_and_metrics_need_no_key(guarded: Any) -> None:
 def test_keys_are_rotated_without_a_restart(guarded: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     server, path = guarded
     before = path.read_text()
-    monkeypatch.setattr("serving.http.access._REREAD_SECONDS", 0.0)
+    monkeypatch.setattr("serving.access._REREAD_SECONDS", 0.0)
     try:
         path.write_text("third-team:third\n")
         with server.client() as client:
@@ -82,7 +82,7 @@ PATIENT = {"enabled": True, "timeout_seconds": 1.0}
 def test_the_rate_limit_counts_each_client_over_all_replicas(
     tmp_path: Path, redis_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("serving.http.access._REDIS_SECONDS", 1.0)
+    monkeypatch.setattr("serving.access._REDIS_SECONDS", 1.0)
     bundle = affine(tmp_path)
     options = {"redis_url": redis_server, "rate_limit": 20, "forwarded_clients": True}
     with (

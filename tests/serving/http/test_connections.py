@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.http.exchange import Call
+from serving.exchange import Call
 from serving.http.protocol import GuardedProtocol
 from serving.http.whole import WholeRequest
 from tests.serving.model_bundles import affine

@@ -15,7 +15,7 @@ import orjson
 from msgspec import UNSET
 
 from serving.errors import BadRequest, Invalid, NotFound, Problem, Unavailable
-from serving.http.exchange import JSON, Answer, Call, Handler, decompressed
+from serving.exchange import JSON, Answer, Call, Handler, decompressed
 from serving.jobs.chunks import Chunks
 from serving.jobs.inputs import (
     JobRequest,

@@ -9,24 +9,11 @@ import numpy as np
 from serving.inference.codec import MAX_STRING, NUMPY
 from serving.inference.examples import example_row, example_value, instances_for
 from serving.inference.model import LoadedModel
-from serving.jobs.openapi import job_paths
+from serving.openapi.frames import PROBLEMS, json_answer, json_body, problems
+from serving.openapi.jobs import job_paths
+from serving.openapi.v2 import protocol_paths
 from serving.settings import Settings
 from serving.spec import Column, Datatype
-from serving.v2.openapi import protocol_paths
-
-_PROBLEMS = {
-    "400": "The bytes are not JSON",
-    "401": "No valid key",
-    "404": "No such model, version or job",
-    "408": "The body came too slowly",
-    "413": "The body is too large",
-    "415": "Not a JSON media type",
-    "422": "The input does not match the signature",
-    "429": "Too many requests of this client",
-    "500": "The model failed",
-    "503": "Starting, draining or full; see Retry-After",
-    "504": "The deadline passed",
-}
 
 
 def describe(model: LoadedModel, settings: Settings) -> dict[str, Any]:
@@ -36,8 +23,8 @@ def describe(model: LoadedModel, settings: Settings) -> dict[str, Any]:
     paths = {
         "/predict": {"post": _predict(model)},
         "/feedback": {"post": _feedback()},
-        **(job_paths(examples, settings.job_inputs, problems) if settings.keeps_jobs else {}),
-        **protocol_paths(model.spec, version, problems),
+        **(job_paths(examples, settings.job_inputs) if settings.keeps_jobs else {}),
+        **protocol_paths(model.spec, version),
         "/healthz": {"get": _probe("Whether the process can still answer")},
         "/readyz": {"get": _probe("Whether the server takes traffic")},
         "/metrics": {"get": _probe("Prometheus metrics")},
@@ -75,12 +62,6 @@ _PROBLEM: dict[str, Any] = {
 }
 
 
-def problems(*statuses: str) -> dict[str, Any]:
-    """Response objects of the given error statuses."""
-    content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
-    return {status: {"description": _PROBLEMS[status], "content": content} for status in statuses}
-
-
 def _predict(model: LoadedModel) -> dict[str, Any]:
     spec = model.spec
     instances, _ = instances_for(spec, model.bundle.folder)
@@ -101,30 +82,18 @@ def _predict(model: LoadedModel) -> dict[str, Any]:
                 "schema": {"type": "number", "exclusiveMinimum": 0},
             }
         ],
-        "requestBody": {
-            "required": True,
-            "content": {
-                "application/json": {
-                    "schema": instances_schema(model),
-                    "example": {"instances": instances[:2]},
-                }
-            },
-        },
+        "requestBody": json_body(instances_schema(model), {"instances": instances[:2]}),
         "responses": {
-            "200": {
-                "description": "One prediction a row, in order",
-                "content": {
-                    "application/json": {
-                        "schema": {
-                            "type": "object",
-                            "required": ["predictions"],
-                            "properties": {"predictions": {"type": "array", "items": prediction}},
-                        },
-                        "example": {"predictions": [predicted]},
-                    }
+            "200": json_answer(
+                "One prediction a row, in order",
+                {
+                    "type": "object",
+                    "required": ["predictions"],
+                    "properties": {"predictions": {"type": "array", "items": prediction}},
                 },
-            },
-            **problems(*(status for status in _PROBLEMS if status != "404")),
+                example={"predictions": [predicted]},
+            ),
+            **problems(*(status for status in PROBLEMS if status != "404")),
         },
     }
 
@@ -187,35 +156,23 @@ def _feedback() -> dict[str, Any]:
     return {
         "summary": "Tell what turned out to be true for an earlier request",
         "operationId": "feedback",
-        "requestBody": {
-            "required": True,
-            "content": {
-                "application/json": {
-                    "schema": {
-                        "type": "object",
-                        "required": ["request_id", "outcomes"],
-                        "additionalProperties": False,
-                        "properties": {
-                            "request_id": {"type": "string", "minLength": 1, "maxLength": 128},
-                            "outcomes": {
-                                "type": "array",
-                                "description": "One outcome a row, null where it is not known",
-                            },
-                        },
+        "requestBody": json_body(
+            {
+                "type": "object",
+                "required": ["request_id", "outcomes"],
+                "additionalProperties": False,
+                "properties": {
+                    "request_id": {"type": "string", "minLength": 1, "maxLength": 128},
+                    "outcomes": {
+                        "type": "array",
+                        "description": "One outcome a row, null where it is not known",
                     },
-                    "example": {"request_id": "0123456789abcdef", "outcomes": [1, None]},
-                }
-            },
-        },
-        "responses": {
-            "202": {
-                "description": "Kept",
-                "content": {
-                    "application/json": {
-                        "schema": {"type": "object", "properties": {"status": {"const": "accepted"}}}
-                    }
                 },
             },
+            {"request_id": "0123456789abcdef", "outcomes": [1, None]},
+        ),
+        "responses": {
+            "202": json_answer("Kept", {"type": "object", "properties": {"status": {"const": "accepted"}}}),
             **problems("400", "401", "408", "413", "415", "422", "429", "500", "503"),
         },
     }

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from serving.errors import RateLimited, StartupError, Unauthorized
-from serving.http.coalesce import Coalescer
-from serving.http.exchange import Scope
+from serving.exchange import Scope
+from serving.redis.coalesce import Coalescer
 from serving.redis.link import RedisAbsent, RedisLink
 
 OPEN_ROUTES = frozenset({"/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})

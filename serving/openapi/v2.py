@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from serving.inference.examples import example_row
-from serving.jobs.openapi import Problems
+from serving.openapi.frames import json_answer, json_body, problems
 from serving.spec import Column, ModelFile
 
 _PARAMETERS = {"type": "object", "description": "binary_data_size, binary_data, binary_data_output"}
@@ -33,18 +33,17 @@ _METADATA = {
 }
 
 
-def protocol_paths(model: ModelFile, version: str, problems: Problems) -> dict[str, Any]:
+def protocol_paths(model: ModelFile, version: str) -> dict[str, Any]:
     """The paths below /v2."""
     name = {"name": "name", "in": "path", "required": True, "schema": {"enum": [model.name]}}
     release = {"name": "version", "in": "path", "required": True, "schema": {"enum": [version]}}
 
     def reading(summary: str, schema: dict[str, Any], *parameters: Any) -> dict[str, Any]:
-        content = {"application/json": {"schema": schema}}
         return {
             "summary": summary,
             "parameters": list(parameters),
             "responses": {
-                "200": {"description": "Yes", "content": content},
+                "200": json_answer("Yes", schema),
                 **problems("401", "404", "429", "500", "503"),
             },
         }
@@ -61,55 +60,46 @@ def protocol_paths(model: ModelFile, version: str, problems: Problems) -> dict[s
     ):
         paths[path] = {"get": reading("The model's signature", _METADATA, *parameters)}
         paths[path + "/ready"] = {"get": reading("As /readyz", {"type": "object"}, *parameters)}
-        paths[path + "/infer"] = {"post": _infer(model, problems, parameters)}
+        paths[path + "/infer"] = {"post": _infer(model, parameters)}
     return paths
 
 
-def _infer(model: ModelFile, problems: Problems, parameters: list[Any]) -> dict[str, Any]:
+def _infer(model: ModelFile, parameters: list[Any]) -> dict[str, Any]:
     inputs = model.signature.inputs
     row = example_row(inputs)
     return {
         "summary": "Predict, by the Open Inference Protocol",
         "description": "Also with the binary tensor extension (Inference-Header-Content-Length).",
         "parameters": parameters,
-        "requestBody": {
-            "required": True,
-            "content": {
-                "application/json": {
-                    "schema": {
-                        "type": "object",
-                        "required": ["inputs"],
-                        "properties": {
-                            "id": {"type": "string"},
-                            "parameters": _PARAMETERS,
-                            "inputs": {"type": "array", "items": _TENSOR, "minItems": 1},
-                            "outputs": {
-                                "type": "array",
-                                "items": {
-                                    "type": "object",
-                                    "required": ["name"],
-                                    "properties": {"name": {"type": "string"}, "parameters": _PARAMETERS},
-                                },
-                            },
+        "requestBody": json_body(
+            {
+                "type": "object",
+                "required": ["inputs"],
+                "properties": {
+                    "id": {"type": "string"},
+                    "parameters": _PARAMETERS,
+                    "inputs": {"type": "array", "items": _TENSOR, "minItems": 1},
+                    "outputs": {
+                        "type": "array",
+                        "items": {
+                            "type": "object",
+                            "required": ["name"],
+                            "properties": {"name": {"type": "string"}, "parameters": _PARAMETERS},
                         },
                     },
-                    "example": {"inputs": [_example(model, column, row) for column in inputs]},
-                }
-            },
-        },
-        "responses": {
-            "200": {
-                "description": "One tensor an output",
-                "content": {
-                    "application/json": {
-                        "schema": {
-                            "type": "object",
-                            "required": ["model_name", "model_version", "outputs"],
-                            "properties": {"outputs": {"type": "array", "items": _TENSOR}},
-                        }
-                    }
                 },
             },
+            {"inputs": [_example(model, column, row) for column in inputs]},
+        ),
+        "responses": {
+            "200": json_answer(
+                "One tensor an output",
+                {
+                    "type": "object",
+                    "required": ["model_name", "model_version", "outputs"],
+                    "properties": {"outputs": {"type": "array", "items": _TENSOR}},
+                },
+            ),
             **problems("400", "401", "404", "408", "413", "415", "429", "500", "503", "504"),
         },
     }

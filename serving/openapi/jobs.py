@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from serving.jobs.inputs import uri_pattern
-
-Problems = Callable[..., dict[str, Any]]
-"""Response objects of the given error statuses."""
+from serving.openapi.frames import json_answer, json_body, problems
 
 _TIME = {"type": ["string", "null"], "format": "date-time"}
 _COUNT = {"type": "integer", "minimum": 0}
@@ -74,23 +71,22 @@ _NUMBER = {
 }
 
 
-def job_paths(examples: list[Any], folders: list[str], problems: Problems) -> dict[str, Any]:
+def job_paths(examples: list[Any], folders: list[str]) -> dict[str, Any]:
     """The paths below /batch-predict; `examples` are rows of the model, `folders` where inputs may be."""
 
     def asking(summary: str, operation: str, answer: dict[str, Any], *more: dict[str, Any]) -> dict[str, Any]:
-        content = {"application/json": {"schema": answer}}
         return {
             "summary": summary,
             "operationId": operation,
             "parameters": [_ID, *more],
             "responses": {
-                "200": {"description": "As it is now", "content": content},
+                "200": json_answer("As it is now", answer),
                 **problems("400", "401", "404", "429", "500", "503"),
             },
         }
 
     return {
-        "/batch-predict": {"post": _create(examples, folders, problems)},
+        "/batch-predict": {"post": _create(examples, folders)},
         "/batch-predict/{id}": {
             "get": asking("How far a job is", "job", _JOB),
             "delete": asking("Cancel a job: rows that have not started never run", "cancelJob", _JOB),
@@ -101,7 +97,7 @@ def job_paths(examples: list[Any], folders: list[str], problems: Problems) -> di
     }
 
 
-def _create(examples: list[Any], folders: list[str], problems: Problems) -> dict[str, Any]:
+def _create(examples: list[Any], folders: list[str]) -> dict[str, Any]:
     body = {
         "type": "object",
         "additionalProperties": False,
@@ -134,19 +130,18 @@ def _create(examples: list[Any], folders: list[str], problems: Problems) -> dict
                 "schema": {"type": "string", "pattern": "^[!-~]{1,128}$"},
             }
         ],
-        "requestBody": {
-            "required": True,
-            "content": {
-                "application/json": {"schema": body, "example": {"instances": examples}},
-                "application/jsonl": {"schema": {"type": "string", "description": "One row a line"}},
-                "application/x-parquet": {"schema": {"type": "string", "format": "binary"}},
+        "requestBody": json_body(
+            body,
+            {"instances": examples},
+            **{
+                "jsonl": {"schema": {"type": "string", "description": "One row a line"}},
+                "x-parquet": {"schema": {"type": "string", "format": "binary"}},
             },
-        },
+        ),
         "responses": {
             "202": {
-                "description": "Taken; Location says where to ask",
+                **json_answer("Taken; Location says where to ask", _JOB),
                 "headers": {"Location": {"schema": {"type": "string"}}},
-                "content": {"application/json": {"schema": _JOB}},
             },
             **problems("400", "401", "408", "413", "415", "422", "429", "500", "503"),
         },

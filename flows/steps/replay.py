@@ -1,0 +1,26 @@
+"""Judge stored windows again: what a promotion decided must come out the same from its own record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from flows.adapters.registry import StoredWindow
+from flows.domain.judge.judging import judge, judge_promoted
+from flows.domain.judge.verdict import Verdict
+from flows.domain.judge.windows import Window
+from flows.domain.spec import parse_spec
+
+
+def replay_verdicts(spec: str, stored: Sequence[StoredWindow]) -> int:
+    """Judge the stored windows again, each with those before it; how many verdicts differ."""
+    policy = parse_spec(spec, "model.yaml").promotion
+    windows = [Window.from_json(window.content) for window in stored]
+    ramp = sum(not window.watching for window in stored)
+    different = 0
+    for number, row in enumerate(stored, start=1):
+        if row.watching:
+            again = judge_promoted(policy, windows[:ramp], windows[ramp:number])
+        else:
+            again = judge(policy, windows[:number])
+        different += again.to_json() != Verdict.from_json(row.verdict).to_json()
+    return different
