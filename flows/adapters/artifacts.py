@@ -16,15 +16,15 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from flows.domain.errors import ArtifactCorrupt, DependencyDown, ModelServeError, ReleaseExists
+from flows.adapters.stores import reached
+from flows.domain.errors import ArtifactCorrupt, ReleaseExists
 from flows.domain.release import release_name
 
 MANIFEST = "manifest.json"
@@ -54,7 +54,7 @@ class ArtifactStore:
         sha256 = hashlib.sha256(manifest).hexdigest()
         versions = f"{self.uri}/bundles/{model}/v{version}"
         uri = f"{versions}/{sha256[:_DIGEST_IN_PATH]}"
-        with _reached(uri):
+        with reached("artifact store", uri):
             filesystem, root = self._open(uri)
             for other in self._complete(versions):
                 if other != uri.rsplit("/", 1)[1]:
@@ -70,7 +70,7 @@ class ArtifactStore:
 
     def verify(self, uri: str, sha256: str) -> None:
         """Read the whole bundle and compare every digest; ArtifactCorrupt names the file that differs."""
-        with _reached(uri):
+        with reached("artifact store", uri):
             filesystem, root = self._open(uri)
             for name, expected in self._manifest(uri, sha256)[1].items():
                 found = _copy(filesystem, f"{root}/{name}", uri, name, lambda _block: None)
@@ -84,7 +84,7 @@ class ArtifactStore:
         into.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{into.name}-", dir=into.parent))
         try:
-            with _reached(uri):
+            with reached("artifact store", uri):
                 filesystem, root = self._open(uri)
                 manifest, files = self._manifest(uri, sha256)
                 for name, expected in files.items():
@@ -107,7 +107,7 @@ class ArtifactStore:
     def write_bytes(self, name: str, content: bytes) -> str:
         """Store a report under the relative path `name`, replacing an older one; return its URI."""
         uri = f"{self.uri}/{_safe(name, self.uri)}"
-        with _reached(uri):
+        with reached("artifact store", uri):
             filesystem, path = self._open(uri)
             _write(filesystem, path, content)
         return uri
@@ -118,7 +118,7 @@ class ArtifactStore:
 
     def _bytes(self, root: str, name: str) -> bytes:
         uri = f"{root}/{_safe(name, root)}"
-        with _reached(uri):
+        with reached("artifact store", uri):
             filesystem, path = self._open(uri)
             try:
                 content: bytes = filesystem.cat_file(path)
@@ -225,20 +225,3 @@ def _holds(filesystem: Any, path: str, sha256: str) -> bool:
 def _file_sha256(path: Path) -> str:
     with path.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
-
-
-@contextmanager
-def _reached(uri: str) -> Iterator[None]:
-    """What the clients of the stores raise becomes DependencyDown with their reason."""
-    try:
-        yield
-    except ModelServeError:
-        raise
-    except Exception as error:
-        library = type(error).__module__.split(".")[0]
-        if not isinstance(error, OSError) and library not in ("aiobotocore", "aiohttp", "botocore"):
-            raise
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DependencyDown(
-            f"artifact store: {uri} cannot be used ({reason}); check that it runs, the bucket and the access"
-        ) from error

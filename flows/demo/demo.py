@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.adapters import stack
+from flows.adapters.registry import ROLLED_BACK
 from flows.bootstrap import bring_up
 from flows.console.following import follow
 from flows.console.tables import addresses
@@ -181,7 +182,7 @@ def _blame_v3(folder: Path, plane: ControlPlane, console: Console) -> None:
     answers = _statistics(folder).get("3")
     if not answers or not answers["first_failure_at"]:
         return
-    back = [event.at.timestamp() for event in plane.registry.events(MODEL) if event.kind == "retreated"]
+    back = [event.at.timestamp() for event in plane.registry.events(MODEL) if event.kind == ROLLED_BACK]
     seconds = (
         f", {back[-1] - answers['first_failure_at']:.1f} s from the first of them to weight 0" if back else ""
     )
@@ -211,7 +212,7 @@ def _alert(plane: ControlPlane, console: Console) -> Outcome:
 
     with console.status("Prometheus' rule ReleaseFailing → Alertmanager → alert receiver → rollback …"):
         right = _until(is_back, ALERT_SECONDS)
-    events = [event for event in plane.registry.events(MODEL) if event.kind == "retreated"]
+    events = [event for event in plane.registry.events(MODEL) if event.kind == ROLLED_BACK]
     why = str(events[-1].detail.get("reason")) if right and events else "no alert rolled it back"
     console.print(why, markup=False)
     return Outcome(name, "rolled back" if right else "still stable", why, time.monotonic() - began, right)

@@ -135,20 +135,19 @@ class RedisCache:
     # ---- one row
 
     def _looked_up(self, key: bytes, question: Question, found: Sequence[bytes | None] | Exception) -> None:
-        try:
-            if isinstance(found, Exception):
-                raise found
-            [fragment] = found
-            if fragment is None:
+        if isinstance(found, Exception):
+            self._failed(key, question, found)
+            return
+        [fragment] = found
+        if fragment is None:
+            try:
                 question.compute(question.payload, None, partial(self._computed, key, question))
-                return
-            self._telemetry.cache_hits += 1
-        except Exception as error:
-            self._land(key, None)
-            question.failed(error)
-        else:
-            self._land(key, fragment)
-            question.found([fragment], True)
+            except Exception as error:
+                self._failed(key, question, error)
+            return
+        self._telemetry.cache_hits += 1
+        self._land(key, fragment)
+        question.found([fragment], True)
 
     def _computed(self, key: bytes, question: Question, outcome: Result | Problem) -> None:
         try:
@@ -156,13 +155,17 @@ class RedisCache:
                 raise outcome
             [fragment] = self._codec.fragments(outcome)
             self._keep(key, fragment)
-            self._telemetry.cache_misses += 1
         except Exception as error:
-            self._land(key, None)
-            question.failed(error)
-        else:
-            self._land(key, fragment)
-            question.found([fragment], False)
+            self._failed(key, question, error)
+            return
+        self._telemetry.cache_misses += 1
+        self._land(key, fragment)
+        question.found([fragment], False)
+
+    def _failed(self, key: bytes, question: Question, error: Exception) -> None:
+        """One ending for whatever went wrong: nobody waits for this key any more, and the asker is told."""
+        self._land(key, None)
+        question.failed(error)
 
     # ---- several rows, or a row that is under way already
 

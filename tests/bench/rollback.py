@@ -23,6 +23,7 @@ from rich.progress import track
 from rich.table import Table
 
 from flows.adapters import stack
+from flows.adapters.registry import ROLLED_BACK
 from tests.chaos.world import MODEL, World, running_world
 
 PROMISED_SECONDS = 15.0
@@ -67,9 +68,9 @@ def play(world: World) -> Round:
     found = _alert(world, broken_at)
     assert found is not None
     fired_at, received_at = found
-    retreated = [e for e in world.plane.registry.events(MODEL) if e.kind == "retreated"][-1]
-    assert retreated.version == version
-    back_at = retreated.at.timestamp()
+    rolled_back = [e for e in world.plane.registry.events(MODEL) if e.kind == ROLLED_BACK][-1]
+    assert rolled_back.version == version
+    back_at = rolled_back.at.timestamp()
     time.sleep(1)  # the last answers reach the users' log
     failures = world.failures_since(broken_at)
     assert failures, "a release without servers failed nobody: nothing was measured"

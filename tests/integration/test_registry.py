@@ -236,3 +236,14 @@ def test_a_dead_database_is_named_in_one_line(tmp_path: Path) -> None:
     registry = Registry(f"postgresql://postgres@/none?host={tmp_path}", patience=0.3)
     with pytest.raises(DependencyDown, match=r"^PostgreSQL does not answer: [^\n]+$"):
         registry.models()
+
+
+def test_events_of_an_earlier_version_read_in_the_words_of_today(registry: Registry) -> None:
+    """Events are append-only, so what was written as `retreated` stays so in the table."""
+    for kind in ("retreat", "retreated", "rolled back"):
+        registry.note("flights", kind, {})
+    assert [event.kind for event in registry.events("flights")] == [
+        "rolling back",
+        "rolled back",
+        "rolled back",
+    ]

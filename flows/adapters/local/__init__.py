@@ -58,6 +58,8 @@ class Supervision(Protocol):
 
     def state(self, name: str) -> Any: ...
 
+    def starts(self, name: str) -> Any: ...
+
     def last_lines(self, name: str, count: int = 3) -> str: ...
 
 
@@ -185,16 +187,12 @@ class LocalPlatform:
 
     def _await(self, record: Record, seconds: float) -> None:
         begun = time.monotonic()
-        ended = 0
-        pid = 0
+        starts = self._supervision.starts(record.release)
         while True:
             problem = _unready(record.url)
             if problem is None:
                 return
-            state = self._supervision.state(record.release)
-            if state is not None and state.pid != pid:
-                ended += 1 if pid else 0
-                pid = state.pid
+            ended = starts.ended()
             waited = time.monotonic() - begun
             if ended >= TRIES or waited > seconds:
                 what = f"ended {ended} times while starting" if ended >= TRIES else f"is not ready: {problem}"

@@ -24,7 +24,6 @@ MILLION = 1_000_000
 COOKIE_SECONDS = 30 * 24 * 3600
 """How long a visitor of an A/B test keeps the release that the split gave him first."""
 COOKIE_BEFORE, COOKIE_AFTER = r"(.*;\s*)?", r"(;.*)?"
-ROUTE_CONFIGURATION = "type.googleapis.com/envoy.config.route.v3.RouteConfiguration"
 CLUSTER = "type.googleapis.com/envoy.config.cluster.v3.Cluster"
 HTTP_OPTIONS = "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 

@@ -114,9 +114,7 @@ class Gateway:
         try:
             document: Entry = json.loads((self._folder / name).read_text())
         except FileNotFoundError as error:
-            raise DependencyDown(
-                "the gateway was never set up; start the stack with `modelserve up`"
-            ) from error
+            raise DependencyDown(NEVER_SET_UP) from error
         except ValueError as error:
             raise RouteConflict(
                 f"{self._folder / name} was edited into something that is not JSON ({error}); put it right"
@@ -138,9 +136,7 @@ class Gateway:
         try:
             file = (self._folder / ".lock").open("w")
         except FileNotFoundError as error:
-            raise DependencyDown(
-                "the gateway was never set up; start the stack with `modelserve up`"
-            ) from error
+            raise DependencyDown(NEVER_SET_UP) from error
         with file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield

@@ -22,7 +22,9 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_e
 from flows.adapters.registry.rows import (
     LATE,
     LEASE_EXPIRED,
+    OLDER_WORDS,
     PROMOTION,
+    ROLLED_BACK,
     Event,
     Overview,
     StoredWindow,
@@ -46,7 +48,7 @@ from flows.domain.errors import (
 from flows.domain.promotion import Promotion, Standing, State
 from flows.domain.release import Phase, Release, release_name
 
-__all__ = ["Event", "Overview", "Registry", "StoredWindow", "Turn"]
+__all__ = ["ROLLED_BACK", "Event", "Overview", "Registry", "StoredWindow", "Turn"]
 
 
 Claim = Literal["mine", "busy", "settled"]
@@ -479,7 +481,10 @@ class Registry:
                 " AND (%(promotion)s IS NULL OR promotion = %(promotion)s::uuid) ORDER BY id",
                 {"model": model, "promotion": promotion.id if promotion else None, "after": after},
             )
-            return [Event(**row) for row in cursor.fetchall()]
+            return [
+                Event(**{**row, "kind": OLDER_WORDS.get(row["kind"], row["kind"])})
+                for row in cursor.fetchall()
+            ]
 
     def last_event(self) -> int:
         """The id of the newest event; 0 when there is none."""

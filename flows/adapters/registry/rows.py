@@ -28,6 +28,11 @@ LEASE_EXPIRED = "now() > greatest(lease_until, pg_postmaster_start_time() + make
 LATE = "now() > deadline + make_interval(secs => %(grace)s)"
 
 
+ROLLING_BACK, ROLLED_BACK = "rolling back", "rolled back"
+OLDER_WORDS = {"retreat": ROLLING_BACK, "retreated": ROLLED_BACK}
+"""What events were called that an earlier version has written; they are never rewritten."""
+
+
 @dataclass(frozen=True)
 class Event:
     id: int

@@ -13,6 +13,8 @@ from psycopg2.extras import Json, RealDictCursor
 from flows.adapters.registry.rows import (
     LEASE_EXPIRED,
     PROMOTION,
+    ROLLED_BACK,
+    ROLLING_BACK,
     append_event,
     find_standing,
     lost,
@@ -162,7 +164,7 @@ class Turn:
         self._cursor.execute(
             "UPDATE models SET retreat = %s WHERE name = %s", (Json(asdict(retreat)), self._model)
         )
-        append_event(self._cursor, self._model, retreat.leaves, "retreat", asdict(retreat))
+        append_event(self._cursor, self._model, retreat.leaves, ROLLING_BACK, asdict(retreat))
 
     def settle_retreat(self, retreat: Retreat, promotion: Promotion | None) -> None:
         """The traffic is where the retreat wanted it: all rows follow together.
@@ -183,7 +185,7 @@ class Turn:
             self._cursor.execute("UPDATE models SET retreat = NULL WHERE name = %s", (self._model,))
             if promotion is not None:
                 self.end(promotion, retreat.state, retreat.reason)
-            append_event(self._cursor, self._model, retreat.leaves, "retreated", asdict(retreat))
+            append_event(self._cursor, self._model, retreat.leaves, ROLLED_BACK, asdict(retreat))
 
     def _move(self, phase_to: str, *, phase: str | None = None, version: int | None = None) -> None:
         """Releases of this phase, or of this version, go on to another phase."""

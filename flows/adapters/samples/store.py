@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
+from flows.adapters.stores import reached
 from flows.domain.drift.frames import EARLIEST, LATEST, TIME
-from flows.domain.errors import DependencyDown, ModelServeError
 
 PART = re.compile(r"(\d+)-(\d+)_(\d+)-(\d+)\.parquet")
 DAY = re.compile(r"day=(\d{4}-\d\d-\d\d)")
@@ -101,19 +101,9 @@ class SampleStore:
 
     @contextmanager
     def _reached(self) -> Iterator[tuple[Any, str]]:
-        try:
+        with reached("sample archive", self.uri):
             filesystem, root = fsspec.url_to_fs(self.uri, **self._options)
             yield filesystem, str(root)
-        except ModelServeError:
-            raise
-        except Exception as error:
-            library = type(error).__module__.split(".")[0]
-            if not isinstance(error, OSError) and library not in ("aiobotocore", "aiohttp", "botocore"):
-                raise
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise DependencyDown(
-                f"sample archive: {self.uri} cannot be used ({reason}); check that it runs, and the access"
-            ) from error
 
 
 def _day(moment: float) -> str:

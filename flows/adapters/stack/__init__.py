@@ -253,16 +253,12 @@ def _start(
 def _await(settings: Settings, supervisor: Supervisor, part: Part, say: Say, failed: threading.Event) -> None:
     begun = time.monotonic()
     mentioned = begun
-    ended = pid = 0
+    starts = supervisor.starts(part.name)
     while not part.healthy():
         if failed.is_set():
             raise DependencyDown(f"{part.name} was not waited for, since another part failed")
         now = time.monotonic()
-        state = supervisor.state(part.name)
-        if state is not None and state.pid != pid:
-            ended += 1 if pid else 0
-            pid = state.pid
-        if now - begun > settings.start_timeout_seconds or ended >= TRIES:
+        if starts.ended() >= TRIES or now - begun > settings.start_timeout_seconds:
             raise DependencyDown(
                 f"{part.name} did not become healthy in {now - begun:.0f} s; "
                 f"its log {supervisor.log(part.name)} ends: {supervisor.last_lines(part.name) or '(empty)'}"

@@ -50,6 +50,22 @@ class ProgramState:
     exit_status: int
 
 
+class Starts:
+    """How often a program has ended since this began to look, which is once less than it was started."""
+
+    def __init__(self, supervisor: Supervisor, name: str) -> None:
+        self._supervisor, self._name = supervisor, name
+        self._pid = self._ended = 0
+
+    def ended(self) -> int:
+        """Look once more; a start between two looks counts once, however many there were."""
+        state = self._supervisor.state(self._name)
+        if state is not None and state.pid != self._pid:
+            self._ended += 1 if self._pid else 0
+            self._pid = state.pid
+        return self._ended
+
+
 class Supervisor:
     """One supervisord, found through its socket. Safe to use from several processes at once."""
 
@@ -174,6 +190,10 @@ class Supervisor:
                 raise DependencyDown(f"supervisord cannot start {name}: {fault.faultString}") from fault
         except (OSError, http.client.HTTPException) as error:
             raise self._down(error) from error
+
+    def starts(self, name: str) -> Starts:
+        """Count its ends from now on."""
+        return Starts(self, name)
 
     def stop(self, name: str, with_children: bool = False) -> None:
         """Stop it and wait.

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from flows.domain.drift.binning import NULL, Codes, Floats, Ints
+from flows.domain.drift.binning import Codes, Floats, Ints
 from flows.domain.drift.frames import OUTCOME, TIME, expand, to_seconds
 from flows.domain.drift.performance import PerformanceTally, task_of
 from flows.domain.drift.policy import DriftPolicy
@@ -258,8 +258,3 @@ class Tally:
         begin = max(start, since if since is not None else min(window.first, start + length))
         end = min(start + length, until if until is not None else window.last)
         return (end - begin) / length >= WHOLE_WINDOW
-
-
-def null_share(counts: Ints) -> float:
-    """Share of null among a column's counts."""
-    return float(counts[NULL] / max(counts.sum(), 1))
