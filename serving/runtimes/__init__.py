@@ -1,4 +1,8 @@
-"""What executes a model. One module a runtime, imported only when a model asks for it."""
+"""What executes a model. One module a runtime, imported only when a model asks for it.
+
+Belongs here: one kind of model file a module: load it, run a batch. May not: know requests, or be imported
+before a model asks for it. The way in is `make_runtime`.
+"""
 
 from __future__ import annotations
 

@@ -5,6 +5,9 @@ A release adds one layer, so that a promotion waits a second or two for its imag
 one cache folder of the caller; the machine's own container storage is left alone.
 
 This package only builds. Whether an image may run is the scan policy's business (`flows.domain.scan`).
+
+Belongs here: the recipe, the context, the engines that build, layouts and pushing. May not: decide whether
+an image may run. The way in is `ImageBuilder`.
 """
 
 from flows.adapters.images.builder import ImageBuilder

@@ -2,6 +2,9 @@
 
 The same promises as on Kubernetes: a release is started once and never changed; only the route moves.
 One server a release, whatever `resources.replicas` says: this is one machine.
+
+Belongs here: server processes, Envoy's files, and reading back what it serves. May not: supervise processes
+itself; it is given what does. The way in is `LocalPlatform`.
 """
 
 from __future__ import annotations

@@ -4,6 +4,9 @@ The rows are the truth about who should get the traffic; nothing here decides wh
 one short transaction and opens its own connection, so a restarted database costs a retry and nothing else.
 `turn` serialises everything that moves one model's traffic, over all processes, by a lock in the database
 that vanishes with the connection of a holder that dies.
+
+Belongs here: SQL, and rows as the domain's types. May not: decide who gets the traffic. The way in is
+`Registry`.
 """
 
 from __future__ import annotations

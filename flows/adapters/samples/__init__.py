@@ -4,6 +4,9 @@
 
     samples/<model>/day=2013-07-01/<first id>_<last id>.parquet     the day on which the row happened (UTC)
     outcomes/<model>/day=2013-07-02/<first id>_<last id>.parquet    the day on which the outcome arrived
+
+Belongs here: moving and reading samples and outcomes. May not: judge what they show. The ways in are
+`archive` and `open_samples`.
 """
 
 from flows.adapters.samples.archive import Archived, archive

@@ -2,6 +2,9 @@
 
 `up` is idempotent: it recognises a stack that is up, starts what is missing, and brings the release servers
 of earlier runs back. `down` leaves no process behind, also when supervisord was killed before.
+
+Belongs here: the parts of the one-machine stack and their supervision. May not: know models or releases
+beyond the names of their servers. The ways in are `up`, `down` and `status`.
 """
 
 from __future__ import annotations
