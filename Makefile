@@ -5,10 +5,12 @@ BIN := .venv/bin
 # Tools that come as wheels (hadolint, the S3 server) are found there, as in an activated environment.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 PYTEST := $(BIN)/python -m pytest
+# Half of the faults a commit, in turns.
+TURN := $(shell echo $$(( $$(git rev-list --count HEAD 2>/dev/null || echo 0) % 2 + 1 ))/2)
 # Most tests wait more than they compute. What runs a whole stack has the machine to itself.
 SIDE_BY_SIDE := -n 3 --dist loadfile
 
-.PHONY: help setup demo test fast lint format check up down image e2e chaos bench bench-judge bench-serving bench-drift \
+.PHONY: help setup demo test fast lint format check up down image e2e chaos chaos-turn bench bench-judge bench-serving bench-drift \
         bench-rollback bench-scale infra-check constraints clean
 
 help:  ## list the verbs
@@ -27,7 +29,7 @@ up: setup  ## start the local stack
 down:  ## stop it
 	@$(BIN)/modelserve down
 
-test: setup  ## all tests: fast ones first, then real parts, then end to end and chaos
+test: setup  ## all suites: fast ones first, then real parts, then end to end and one story of each fault
 	$(PYTEST) -q $(SIDE_BY_SIDE) tests/domain tests/serving tests/flows tests/models
 	@$(BIN)/modelserve prepare
 	$(PYTEST) -q $(SIDE_BY_SIDE) tests/agreement tests/manifests tests/monitoring tests/infra tests/workflows tests/platform tests/integration
@@ -59,9 +61,13 @@ image: setup  ## make what release images are built on
 e2e: setup  ## the end-to-end tests alone
 	$(PYTEST) -q --durations=10 tests/e2e tests/chaos
 
-chaos: setup  ## faults under traffic, each write of a promotion killed around in both ways
+chaos: setup  ## every fault under traffic; each write of a promotion killed around in both ways
 	@$(BIN)/modelserve prepare
-	$(PYTEST) -q tests/chaos -m ""
+	$(PYTEST) -q --durations=10 tests/chaos -m ""
+
+chaos-turn: setup  ## of what `make test` leaves out of chaos, the part whose turn it is: TURN=1/2
+	@$(BIN)/modelserve prepare
+	$(PYTEST) -q --durations=10 tests/chaos -m thorough --turn $(TURN)
 
 bench: bench-judge bench-serving bench-drift bench-rollback bench-scale  ## every benchmark
 

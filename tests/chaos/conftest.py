@@ -12,6 +12,29 @@ from tests.chaos.world import MODEL, Ending, World, running_world
 ENDINGS = pytest.StashKey[list[Ending]]()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--turn",
+        metavar="N/M",
+        help="of the tests marked thorough only every M-th, from the N-th on (1/2 and 2/2 are all of them)",
+    )
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With `--turn`, leave out the thorough tests whose turn it is not."""
+    wanted = config.getoption("--turn")
+    if not wanted:
+        return
+    number, turns = (int(part) for part in wanted.split("/"))
+    if not 1 <= number <= turns:
+        raise pytest.UsageError(f"--turn {wanted}: N is between 1 and M")
+    thorough = [item for item in items if item.get_closest_marker("thorough")]
+    others = [item for place, item in enumerate(thorough) if place % turns != number - 1]
+    items[:] = [item for item in items if item not in others]
+    config.hook.pytest_deselected(items=others)
+
+
 @pytest.fixture(scope="session")
 def stack_world(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Iterator[World]:
     with running_world(tmp_path_factory.mktemp("chaos")) as world:

@@ -68,6 +68,7 @@ def test_the_form_is_filled_in_and_who_did_it_is_recorded(world: World) -> None:
     assert world.failures_since(began) == []
 
 
+@pytest.mark.thorough
 def test_the_command_line_approves_too_and_only_what_waits(world: World) -> None:
     version, run = waiting(world, step=50)
     found = world.promotion(version)
@@ -82,6 +83,7 @@ def test_the_command_line_approves_too_and_only_what_waits(world: World) -> None
     world.until(lambda: run_state(run).is_completed(), 30, "the flow run to complete")
 
 
+@pytest.mark.thorough
 def test_after_a_rollback_there_is_nothing_to_approve(world: World) -> None:
     before = world.stable
     version, run = waiting(world)
@@ -94,6 +96,7 @@ def test_after_a_rollback_there_is_nothing_to_approve(world: World) -> None:
     world.serving(before)
 
 
+@pytest.mark.thorough
 def test_without_an_answer_the_traffic_goes_back_at_the_deadline(world: World) -> None:
     before, began = world.stable, time.time()
     version, run = waiting(world, deadline=8)

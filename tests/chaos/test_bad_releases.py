@@ -39,11 +39,13 @@ def test_a_golden_request_that_is_answered_otherwise(world: World) -> None:
     assert "6.5" in said
 
 
+@pytest.mark.thorough
 def test_a_server_that_never_becomes_ready(world: World) -> None:
     said = refused(world, world.register(handler=BREAKS_AT_LOAD), State.FAILED)
     assert "the weights are of another model" in said
 
 
+@pytest.mark.thorough
 def test_an_artifact_that_is_not_what_was_registered(world: World) -> None:
     version = world.register()
     release = world.plane.registry.release(MODEL, version)
@@ -54,6 +56,7 @@ def test_an_artifact_that_is_not_what_was_registered(world: World) -> None:
     assert "sha256" in said
 
 
+@pytest.mark.thorough
 def test_prefects_own_command_fails_when_the_release_fails_users(world: World) -> None:
     """It passes its golden request, and raises on a seventh of what users send."""
     before = world.stable
@@ -72,6 +75,7 @@ def test_prefects_own_command_fails_when_the_release_fails_users(world: World) -
     assert world.plane.registry.release(MODEL, version).phase is Phase.REJECTED
 
 
+@pytest.mark.thorough
 def test_prefects_own_command_succeeds_with_a_good_release_and_a_second_one_is_refused(world: World) -> None:
     version, other = world.register(), world.register()
     command = [sys.executable, "-m", "prefect", "deployment", "run", "promote/promote", "--watch"]

@@ -14,7 +14,9 @@ from tests.chaos.world import World
 
 pytestmark = pytest.mark.timeout(400)
 
-AWAY_SECONDS = 60
+BRIEFLY, LONG = 15, 60
+"""Seconds. The long outage outlasts every patience that a client has; the short one is in `make test`."""
+OUTAGES = [BRIEFLY, pytest.param(LONG, marks=pytest.mark.thorough)]
 LAST_SIGHT_SECONDS = 8
 """The window that was under way when sight was lost may still end well, and let one step pass."""
 
@@ -56,27 +58,29 @@ def moved_away(folder: Path) -> Iterator[None]:
         aside.rename(folder)
 
 
-def test_prometheus_hangs(world: World) -> None:
-    story = world.story(f"Prometheus hangs for {AWAY_SECONDS} s")
+@pytest.mark.parametrize("seconds", OUTAGES)
+def test_prometheus_hangs(world: World, seconds: int) -> None:
+    story = world.story(f"Prometheus hangs for {seconds} s")
     version, _ = world.promote()
     world.at_weight(version, 10)
     story.strikes()
     with suspended(world, "prometheus"):
         time.sleep(LAST_SIGHT_SECONDS)
         weight = now(world, version).weight
-        time.sleep(AWAY_SECONDS - LAST_SIGHT_SECONDS)
+        time.sleep(seconds - LAST_SIGHT_SECONDS)
         assert now(world, version).weight == weight, "weights moved without anybody seeing"
     story.ends(version, State.PROMOTED, serving=version)
 
 
-def test_postgresql_is_stopped(world: World) -> None:
-    before, story = world.stable, world.story(f"PostgreSQL stopped for {AWAY_SECONDS} s")
+@pytest.mark.parametrize("seconds", OUTAGES)
+def test_postgresql_is_stopped(world: World, seconds: int) -> None:
+    before, story = world.stable, world.story(f"PostgreSQL stopped for {seconds} s")
     version, _ = world.promote()
     world.at_weight(version, 10)
     story.strikes()
     weights = world.weights()
     with world.without("postgres"):
-        time.sleep(AWAY_SECONDS)
+        time.sleep(seconds)
         assert world.weights() == weights, "weights moved while nobody could write down why"
     ended = world.ended(version, 150)
     serving = version if ended.state is State.PROMOTED else before
@@ -96,19 +100,20 @@ NO_VERDICT_NEEDS = ("prefect", "redis", "alertmanager", "artifacts")
 
 
 @pytest.mark.parametrize(
-    "parts",
+    ("parts", "seconds"),
     [
-        pytest.param(NO_VERDICT_NEEDS, id="together"),
-        *(pytest.param((part,), id=part, marks=pytest.mark.thorough) for part in NO_VERDICT_NEEDS),
+        pytest.param(NO_VERDICT_NEEDS, BRIEFLY, id="together"),
+        pytest.param(NO_VERDICT_NEEDS, LONG, id="together, long", marks=pytest.mark.thorough),
+        *(pytest.param((part,), LONG, id=part, marks=pytest.mark.thorough) for part in NO_VERDICT_NEEDS),
     ],
 )
-def test_parts_that_no_verdict_needs(world: World, parts: tuple[str, ...]) -> None:
-    story = world.story(f"{', '.join(parts)} away for {AWAY_SECONDS} s")
+def test_parts_that_no_verdict_needs(world: World, parts: tuple[str, ...], seconds: int) -> None:
+    story = world.story(f"{', '.join(parts)} away for {seconds} s")
     version, _ = world.promote()
     world.at_weight(version, 10)
     story.strikes()
     with ExitStack() as gone:
         for part in parts:
             gone.enter_context(away(world, part))
-        time.sleep(AWAY_SECONDS)
+        time.sleep(seconds)
     story.ends(version, State.PROMOTED, serving=version)

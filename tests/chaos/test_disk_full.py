@@ -15,7 +15,6 @@ from tests.chaos.world import World
 
 pytestmark = pytest.mark.timeout(400)
 
-FULL_SECONDS = 30
 BLOCK = bytes(1 << 20)
 
 
@@ -38,13 +37,14 @@ def full(folder: Path) -> Iterator[None]:
         ballast.unlink()
 
 
-def test_a_full_disk_stops_nobody_and_loses_nothing(world: World) -> None:
-    before, story = world.stable, world.story(f"disk of the state folder full for {FULL_SECONDS} s")
+@pytest.mark.parametrize("seconds", [10, pytest.param(30, marks=pytest.mark.thorough)])
+def test_a_full_disk_stops_nobody_and_loses_nothing(world: World, seconds: int) -> None:
+    before, story = world.stable, world.story(f"disk of the state folder full for {seconds} s")
     version, _ = world.promote()
     world.at_weight(version, 10)
     story.strikes()
     with full(world.settings.state):
-        time.sleep(FULL_SECONDS)
+        time.sleep(seconds)
     ended = world.ended(version, 150)
     serving = version if ended.state is State.PROMOTED else before
     story.ends(version, State.PROMOTED, State.FAILED, serving=serving)

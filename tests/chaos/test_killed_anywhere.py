@@ -1,7 +1,7 @@
 """A promotion that dies before or after any of its writes: nobody is hurt, and it can be run again.
 
-Between any two writes a promotion is killed once: at every other gap it is run again, at the others it is
-swept; `make chaos` does both at each. The flow's own process dies and Prefect never hears of it, so the
+Between any two writes a promotion is killed twice: once it is run again, once it is swept. `make test` keeps the
+gaps at which the two have most to mend; `make chaos` does all of them. The flow's own process dies and Prefect never hears of it, so the
 registry alone must tell what to do.
 """
 
@@ -46,10 +46,14 @@ POINTS = (
 """Of the windows only the first two, which are one with and one without a window before it."""
 
 
-def every_other(always: Sequence[str], thorough: Sequence[str]) -> list[Any]:
-    """The gap after a write is the gap before the next: each is covered by one of the two tests."""
-    return [pytest.param(point) for point in always] + [
-        pytest.param(point, marks=pytest.mark.thorough) for point in thorough
+RUN_AGAIN, SWEPT = ("record_weight#1", "route#3"), ("route#2", "crown#1")
+"""In `make test`: traffic has moved and no row says so; the route is meant and not there; the release serves
+everybody and only the end is missing."""
+
+
+def matrix(always: Sequence[str]) -> list[Any]:
+    return [
+        pytest.param(point, marks=() if point in always else pytest.mark.thorough) for point in POINTS
     ]
 
 
@@ -112,6 +116,7 @@ def dies(plane: ControlPlane, version: int, point: str, moment: Moment) -> int:
     return begun
 
 
+@pytest.mark.thorough
 @pytest.mark.usefixtures("before")
 def test_the_points_are_those_of_the_code_path(version: int) -> None:
     found = [point for point in write_sequence(MODEL, version) if not _is_later_window(point)]
@@ -123,7 +128,7 @@ def _is_later_window(point: str) -> bool:
 
 
 @pytest.mark.usefixtures("before")
-@pytest.mark.parametrize("point", every_other(POINTS[0::2], POINTS[1::2]))
+@pytest.mark.parametrize("point", matrix(RUN_AGAIN))
 def test_killed_before_a_write_and_run_again(
     stack_world: World, plane: ControlPlane, version: int, point: str
 ) -> None:
@@ -152,7 +157,7 @@ def test_killed_before_a_write_and_run_again(
     at_peace(stack_world, plane)
 
 
-@pytest.mark.parametrize("point", every_other(POINTS[0::2], POINTS[1::2]))
+@pytest.mark.parametrize("point", matrix(SWEPT))
 def test_killed_after_a_write_and_swept(
     stack_world: World, plane: ControlPlane, version: int, before: int, point: str
 ) -> None:

@@ -39,6 +39,7 @@ def test_a_flow_that_is_killed_is_rolled_back_by_the_automation(world: World) ->
     story.ends(version, State.FAILED, serving=before)
 
 
+@pytest.mark.thorough
 def test_a_worker_that_is_killed_leaves_its_flow_alone(world: World) -> None:
     story = world.story("worker killed (kill -9), its flow lives")
     version, _ = world.promote()
@@ -66,6 +67,7 @@ def test_a_worker_and_its_flow_that_die_together_are_swept(world: World) -> None
     story.ends(version, State.FAILED, serving=before)
 
 
+@pytest.mark.thorough
 def test_an_evicted_pod_puts_the_traffic_back_and_the_next_one_starts_again(world: World) -> None:
     """What a flow's pod runs, told to go as a kubelet tells it, with what prefect-kubernetes sets."""
     before, story = world.stable, world.story("flow's pod evicted (SIGTERM), then scheduled again")
@@ -113,6 +115,7 @@ main()
 """
 
 
+@pytest.mark.thorough
 def test_ctrl_c_while_watching_puts_the_traffic_back_and_says_so(world: World) -> None:
     before, story = world.stable, world.story("Ctrl-C in 'modelserve promote --watch'")
     version = world.register()
@@ -156,6 +159,7 @@ def test_a_rollback_by_hand_beats_a_running_promotion(world: World) -> None:
     assert world.failures_since(story.began) == []
 
 
+@pytest.mark.thorough
 def test_two_promotions_and_a_rollback_at_once_leave_one_release_in_service(world: World) -> None:
     before, story = world.stable, world.story("two promotions and a rollback at once")
     versions = (world.register(), world.register())
@@ -221,6 +225,7 @@ def test_a_route_edited_by_hand_stays_and_stops_the_advance(world: World) -> Non
     story.ends(version, State.ABORTED, serving=before)
 
 
+@pytest.mark.thorough
 def test_servers_that_crash_are_brought_back(world: World) -> None:
     """A canary's server that is killed costs the requests that were with it, and is started again."""
     before, story = world.stable, world.story("canary's server killed (kill -9)")

@@ -53,7 +53,8 @@ COMMANDS = list(commands())
 
 
 def test_the_expected_workflows_are_there() -> None:
-    assert {path.name for path in WORKFLOWS} == {"ci.yml", "cd.yml", "e2e.yml", "infra.yml", "release.yml"}
+    expected = {"ci.yml", "cd.yml", "e2e.yml", "infra.yml", "nightly.yml", "release.yml"}
+    assert {path.name for path in WORKFLOWS} == expected
     assert set(load(FOLDER / "ci.yml")["on"]) >= {"push", "pull_request"}
     dispatch = load(FOLDER / "cd.yml")["on"]["workflow_dispatch"]["inputs"]
     assert set(dispatch) == {"action", "model", "version", "environment"}
@@ -279,3 +280,12 @@ def test_every_variable_that_a_workflow_reads_is_documented() -> None:
     text = (REPOSITORY / "infra" / "README.md").read_text()
     assert read
     assert {name for name in read if f"`{name}`" not in text} == set()
+
+
+def test_every_fault_is_tried_every_night_and_half_of_them_at_each_commit() -> None:
+    """What `make test` leaves out must run somewhere, by itself."""
+    nightly = load(FOLDER / "nightly.yml")
+    assert "schedule" in nightly["on"]
+    assert "make chaos" in [step.get("run") for job in nightly["jobs"].values() for step in job["steps"]]
+    assert "make chaos-turn" in [step.get("run") for step in load(FOLDER / "ci.yml")["jobs"]["test"]["steps"]]
+    assert "make chaos-turn" in (REPOSITORY / ".ci" / "run").read_text()
