@@ -32,11 +32,12 @@ pytestmark = pytest.mark.timeout(400)
 
 def test_a_flow_that_is_killed_is_rolled_back_by_the_automation(world: World) -> None:
     before, story = world.stable, world.story("flow killed (kill -9), its worker lives")
-    version, run = world.promote()
-    world.at_weight(version, 10)
-    story.strikes()
-    world.flow_process(run).kill()
-    story.ends(version, State.FAILED, serving=before)
+    with world.unswept():
+        version, run = world.promote()
+        world.at_weight(version, 10)
+        story.strikes()
+        world.flow_process(run).kill()
+        story.ends(version, State.FAILED, serving=before, because="sent prefect.flow-run.Crashed")
 
 
 @pytest.mark.thorough
@@ -64,7 +65,7 @@ def test_a_worker_and_its_flow_that_die_together_are_swept(world: World) -> None
         return found is not None and found.ended_at is not None
 
     world.until(swept, 60 + LEASE_SECONDS, "the sweep to bring the promotion home")
-    story.ends(version, State.FAILED, serving=before)
+    story.ends(version, State.FAILED, serving=before, because="its flow run is gone")
 
 
 @pytest.mark.thorough
@@ -101,7 +102,7 @@ def test_a_cancelled_run_puts_the_traffic_back_itself(world: World) -> None:
     story.strikes()
     with get_client(sync_client=True) as client:
         client.set_flow_run_state(run, Cancelling(), force=True)  # type: ignore[arg-type]
-    story.ends(version, State.ABORTED, State.FAILED, serving=before)
+    story.ends(version, State.ABORTED, serving=before, because="the flow run was cancelled")
 
 
 IN_A_TERMINAL = """
@@ -240,3 +241,16 @@ def test_servers_that_crash_are_brought_back(world: World) -> None:
 
 def _winner(world: World, version: int, before: int) -> int:
     return version if world.ended(version).state is State.PROMOTED else before
+
+
+@pytest.mark.thorough
+def test_a_lost_heartbeat_is_noticed_when_nobody_sweeps(world: World) -> None:
+    before, story = world.stable, world.story("worker and flow killed together, and nobody sweeps")
+    with world.unswept():
+        version, run = world.promote()
+        world.at_weight(version, 10)
+        story.strikes()
+        flow, worker = world.flow_process(run), world.part("worker")
+        os.kill(worker.pid, signal.SIGKILL)
+        flow.kill()
+        story.ends(version, State.FAILED, serving=before, seconds=240, because="its flow run")

@@ -107,11 +107,17 @@ class Story:
         self._events = [event.id for event in self._world.plane.registry.events(MODEL)]
 
     def ends(
-        self, version: int, *states: State, serving: int, seconds: float = 120, own: bool = False
+        self,
+        version: int,
+        *states: State,
+        serving: int,
+        seconds: float = 120,
+        own: bool = False,
+        because: str = "",
     ) -> Promotion:
         """Wait until the promotion of `version` has ended and everybody is served by `serving`.
 
-        Nothing that was on record before the fault is lost, and no user has noticed; where the fault is the
+        `because` stands in the reason on record: which of the nets has caught it. Nothing that was on record before the fault is lost, and no user has noticed; where the fault is the
         release's `own`, only those whom the gateway had sent to it.
         """
         world = self._world
@@ -119,6 +125,7 @@ class Story:
         world.serving(serving, seconds)
         safe_after = time.time() - self._struck_at
         assert ended.state in states, f"{ended.state}: {ended.reason}"
+        assert because in (ended.reason or ""), f"caught by another net: {ended.reason}"
         events = [event.id for event in world.plane.registry.events(MODEL)]
         assert events[: len(self._events)] == self._events
         failures = world.failures_since(self.began)
@@ -259,6 +266,18 @@ class World:
         finally:
             for name in parts:
                 supervisor.start(name)
+
+    @contextmanager
+    def unswept(self) -> Iterator[None]:
+        """Nobody sweeps for as long as the body runs, so that what is caught was caught by another net."""
+        with get_client(sync_client=True) as client:
+            sweep = client.read_deployment_by_name("sweep/sweep")
+            client.pause_deployment(sweep.id)
+            self.cancel_scheduled("sweep")
+            try:
+                yield
+            finally:
+                client.resume_deployment(sweep.id)
 
     def cancel_scheduled(self, deployment: str) -> None:
         """Runs of this deployment that a worker would take up when it comes back never happen."""
