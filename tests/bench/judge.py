@@ -55,7 +55,7 @@ class Harm:
 
 HARMS = [
     Harm("5x of 0.5 %, 10 rps", 10, 0.005, 0.025, 10),
-    Harm("+5 points on 0.5 %, 10 rps", 10, 0.005, 0.055, 4),
+    Harm("+5 points on 0.5 %, 10 rps", 10, 0.005, 0.055, 7),
     Harm("2x of 0.5 %, 100 rps", 100, 0.005, 0.010, 10),
     Harm("5x of 0.5 %, 1 rps", 1, 0.005, 0.025, None),
     Harm("2x of 0.5 %, 10 rps", 10, 0.005, 0.010, None),

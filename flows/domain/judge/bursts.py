@@ -4,19 +4,19 @@ A server pauses, a dependency blips, a client tries four times: the requests of 
 on whichever release it falls. The evidence of independent requests (`evidence.ratio_logs`) takes a single
 pause for proof. So time is cut into stretches of half a tolerated pause, and a stretch counts
 
-- at most double (`COIN`). A pause hits a server; where the canary has no more servers than the stable, the
-  chance that it is one of the canary's is at most a half, so that doubling is a fair bet. The bet belongs to
-  the pause: adjacent stretches share it for as long as two pauses last;
-- and at most double again (`FORESEEN`) for what earlier stretches let expect: the canary's own bad requests
-  so far, no more of them than the stable's and the ratio that is tested explain, both divided by how they
-  clump;
+- at most nearly double (`COIN`). A pause hits a server; where the canary has no more servers than the
+  stable, the chance that it is one of the canary's is at most a half, so that doubling is a fair bet. The bet
+  belongs to the pause: adjacent stretches share it for as long as two pauses last;
+- and at most 1.6 times (`FORESEEN`) for what earlier stretches let expect: the canary's own bad requests so
+  far, no more of them than the stable's and the ratio that is tested explain, both divided by how they clump;
 - in full, where more than half of the canary's requests have been bad for longer than two tolerated pauses.
 
 What speaks for the canary counts in full. Evidence is left out and never added, so that the promise (`alpha`)
-is exact for independent requests, as before. It is also exact where bad requests come in pauses that hit any
-server alike and none lasts longer than tolerated, as far as the first bet goes; the second, and pauses that
-overlap, are held to it by simulation (`make bench-judge`). Pauses that last longer, or that spare the stable,
-are taken for the release's own: they are harm.
+is exact where requests are bad independently of each other given the hour, as it was. Where they come in
+pauses it is an argument: the bet is fair as long as a pause of the stable's costs what one of the canary's
+gains, which few requests at a low ratio do not, and earlier stretches may mislead. How well it holds is
+simulated (`make bench-judge`). Pauses that last longer than tolerated, or that spare the stable again and
+again, are harm of the release, and are meant to be found.
 
 Arrays end in [windows, metrics], as in `evidence`; the first axis of logs is the ratio that is tested.
 """
@@ -32,8 +32,9 @@ from numpy.typing import NDArray
 
 from flows.domain.judge.evidence import WORSE, Array
 
-COIN = math.log(2)
-FORESEEN = math.log(2)
+COIN = 0.62
+"""A fair bet would be log 2; the rest pays for pauses that are parted by the border of two slots."""
+FORESEEN = 0.5
 CHANCE = 3.0
 """How many standard deviations above what is expected are still expected."""
 LARGEST_RATIO = 10.0
@@ -42,7 +43,7 @@ ENOUGH = 20
 """Requests of a clean stretch that part the pauses before and after it."""
 LATELY = 16
 """So many stretches are the recent past: eight tolerated pauses."""
-UNSEEN = 0.5
+UNSEEN = 0.25
 """Added to the bad requests of the stable: however few there were, the next may be one."""
 COARSE = 4
 """Clumps are also looked for in groups of so many stretches: two tolerated pauses."""

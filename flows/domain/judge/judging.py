@@ -7,7 +7,7 @@ answered holds, and at the deadline the policy says what a hold becomes.
 A window (`windows.Window`) holds, for each release, what its gateway and its servers counted in that time:
 requests, failed and slow ones, outputs, agreement with the stable, servers that have started; for the stable
 also the halves of its servers. `alpha` holds exactly where requests are bad independently of each other given
-the hour, and where servers pause alike for up to `pause_seconds`; see `bursts` for what is left out for that.
+the hour, and by simulation where servers of both releases pause for up to `pause_seconds`; see `bursts`.
 """
 
 from __future__ import annotations
