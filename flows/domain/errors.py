@@ -7,6 +7,7 @@
     ├── ArtifactCorrupt        missing file, or its sha256 differs from the registered one
     ├── ImageFailed            the image could not be built
     ├── ScanRefused            the scan policy says no, or its scanner could not run
+    ├── ReleaseUnproven        it has never been stable: nobody is sent to it by a rollback
     ├── ReleaseNotReady        a server never became ready
     ├── VerificationFailed     an integration sample was answered outside its tolerance
     ├── PromotionRunning       this model is being promoted already
@@ -43,6 +44,9 @@ class ImageFailed(ModelServeError): ...
 
 
 class ScanRefused(ModelServeError): ...
+
+
+class ReleaseUnproven(ModelServeError): ...
 
 
 class ReleaseNotReady(ModelServeError): ...

@@ -176,18 +176,47 @@ def promote(
 def rollback(
     model: Model,
     to: Annotated[
-        int | None, typer.Option(help="Version to go back to; else the stable or previous one.")
+        int | None,
+        typer.Option(
+            help="Version to go back to, one that has been stable; else the stable or previous one."
+        ),
     ] = None,
+    unproven: Annotated[
+        bool,
+        typer.Option(help="Let --to name one that never was: it is scanned and asked its samples first."),
+    ] = False,
     reason: Annotated[str, typer.Option(help="Recorded in the history.")] = "asked for by a person",
 ) -> None:
-    """Take the canary out, or go back from the stable release to the previous one. Works without Prefect."""
+    """Take the canary out, or go back from the stable release to the previous one. Works without Prefect.
+
+    Calling it again is safe: the last release that serves stays. To take a model out: modelserve retire.
+    """
     from flows.steps.restore import roll_back
     from flows.wiring import control_plane
 
-    restored = roll_back(control_plane(settings()), model, reason, to)
+    restored = roll_back(control_plane(settings()), model, reason, to, unproven=unproven)
     say(restored.sentence)
     if restored.retreat is None:
         raise typer.Exit(1)
+
+
+@app.command(rich_help_panel="Releases")
+def retire(
+    model: Model,
+    reason: Annotated[str, typer.Option(help="Recorded in the history.")] = "retired by a person",
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Take a model out: nobody answers for it. Undone by: modelserve rollback MODEL --to VERSION."""
+    from flows.steps.restore import retire as empty
+    from flows.wiring import control_plane
+
+    plane = control_plane(settings())
+    standing = plane.registry.standing(model)
+    if standing.stable is None and standing.canary is None:
+        raise ModelServeError(f"{model} serves nobody; see 'modelserve status'")
+    if not yes:
+        typer.confirm(f"Every request for {model} will be answered with 503. Go on?", abort=True)
+    say(empty(plane, model, reason).sentence)
 
 
 @app.command(rich_help_panel="Releases")

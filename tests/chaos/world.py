@@ -117,8 +117,9 @@ class Story:
     ) -> Promotion:
         """Wait until the promotion of `version` has ended and everybody is served by `serving`.
 
-        `because` stands in the reason on record: which of the nets has caught it. Nothing that was on record before the fault is lost, and no user has noticed; where the fault is the
-        release's `own`, only those whom the gateway had sent to it.
+        `because` stands in the reason on record: which of the nets has caught it. Nothing that was on record
+        before the fault is lost, and no user has noticed; where the fault is the release's `own`, only those
+        whom the gateway had sent to it.
         """
         world = self._world
         ended = world.ended(version, seconds)

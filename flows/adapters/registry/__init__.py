@@ -330,6 +330,17 @@ class Registry:
             cursor.execute("SELECT 1 FROM approvals WHERE promotion = %s AND step = %s", (promotion.id, step))
             return cursor.fetchone() is not None
 
+    def proven(self, model: str) -> list[int]:
+        """Versions that have been stable and were not found wanting: where a rollback may lead."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                "SELECT version FROM releases WHERE model = %s AND phase <> 'rejected' AND EXISTS"
+                " (SELECT 1 FROM events WHERE events.model = releases.model AND kind = 'stable'"
+                "   AND events.version = releases.version) ORDER BY version",
+                (model,),
+            )
+            return [row["version"] for row in cursor.fetchall()]
+
     def claim_alert(self, fingerprint: str, starts_at: datetime, model: str | None) -> Claim:
         """`mine` for the first caller with this alert, then `settled`, or `busy` while it is being answered.
 
