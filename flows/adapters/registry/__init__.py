@@ -51,10 +51,14 @@ from flows.domain.errors import (
 from flows.domain.promotion import Promotion, Standing, State
 from flows.domain.release import Phase, Release, release_name
 
-__all__ = ["ROLLED_BACK", "Event", "Overview", "Registry", "StoredWindow", "Turn"]
+__all__ = ["POSTPONED", "ROLLED_BACK", "Event", "Overview", "Registry", "StoredWindow", "Turn"]
 
 
-Claim = Literal["mine", "busy", "settled"]
+Claim = Literal["mine", "again", "busy", "settled"]
+POSTPONED = ("cooling-down", "shared-incident", "not-in-service")
+"""Answers to an alert that moved nothing: while it fires, it is asked again."""
+FORGOTTEN_MINUTES = 15
+"""A postponed alert that has not been repeated for so long is over, told or not."""
 
 
 class Registry:
@@ -342,20 +346,31 @@ class Registry:
             return [row["version"] for row in cursor.fetchall()]
 
     def claim_alert(self, fingerprint: str, starts_at: datetime, model: str | None) -> Claim:
-        """`mine` for the first caller with this alert, then `settled`, or `busy` while it is being answered.
+        """`mine` for the first caller with this alert, `again` while its answer was only postponed, then
+        `settled`, or `busy` while it is being answered.
 
         A claim whose holder died before it settled anything is free again after a minute.
         """
         with self._transaction() as cursor:
             cursor.execute(
-                "INSERT INTO alerts (fingerprint, starts_at, model, outcome) VALUES (%s, %s, %s, 'claimed')"
-                " ON CONFLICT (fingerprint, starts_at) DO UPDATE SET received_at = now()"
-                "  WHERE alerts.outcome = 'claimed' AND alerts.received_at < now() - interval '1 minute'"
-                " RETURNING fingerprint",
-                (fingerprint, starts_at, model),
+                "WITH before AS (SELECT outcome FROM alerts"
+                "  WHERE fingerprint = %(fingerprint)s AND starts_at = %(starts_at)s)"
+                " INSERT INTO alerts (fingerprint, starts_at, model, outcome)"
+                "  VALUES (%(fingerprint)s, %(starts_at)s, %(model)s, 'claimed')"
+                " ON CONFLICT (fingerprint, starts_at) DO UPDATE SET received_at = now(), outcome = 'claimed'"
+                "  WHERE alerts.outcome = ANY(%(postponed)s) OR"
+                "   (alerts.outcome = 'claimed' AND alerts.received_at < now() - interval '1 minute')"
+                " RETURNING (SELECT outcome FROM before) = ANY(%(postponed)s) AS again",
+                {
+                    "fingerprint": fingerprint,
+                    "starts_at": starts_at,
+                    "model": model,
+                    "postponed": list(POSTPONED),
+                },
             )
-            if cursor.fetchone() is not None:
-                return "mine"
+            claimed = cursor.fetchone()
+            if claimed is not None:
+                return "again" if claimed["again"] else "mine"
             cursor.execute(
                 "SELECT outcome FROM alerts WHERE fingerprint = %s AND starts_at = %s",
                 (fingerprint, starts_at),
@@ -369,6 +384,25 @@ class Registry:
                 "UPDATE alerts SET outcome = %s WHERE fingerprint = %s AND starts_at = %s",
                 (outcome, fingerprint, starts_at),
             )
+
+    def end_alert(self, fingerprint: str, starts_at: datetime) -> None:
+        """The alert is over: what was postponed needs no answer any more."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                "UPDATE alerts SET outcome = 'resolved'"
+                " WHERE fingerprint = %s AND starts_at = %s AND outcome = ANY(%s)",
+                (fingerprint, starts_at, list(POSTPONED)),
+            )
+
+    def unanswered(self) -> dict[str, int]:
+        """Model → alerts that fire and whose answer was postponed, those of the last quarter of an hour."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                "SELECT model, count(*) AS alerts FROM alerts WHERE outcome = ANY(%s) AND model IS NOT NULL"
+                "  AND received_at > now() - make_interval(mins => %s) GROUP BY model ORDER BY model",
+                (list(POSTPONED), FORGOTTEN_MINUTES),
+            )
+            return {row["model"]: row["alerts"] for row in cursor.fetchall()}
 
     def release_alert(self, fingerprint: str, starts_at: datetime) -> None:
         """Give a claim back, so that the next repetition of the alert is tried again."""
