@@ -6,7 +6,7 @@ import os
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from pydantic import ValidationError
@@ -14,6 +14,10 @@ from rich.console import Console
 
 from flows.domain.errors import ModelServeError
 from flows.settings import Settings
+from flows.terminal import state_folder
+
+if TYPE_CHECKING:
+    from flows.wiring import ControlPlane
 
 app = typer.Typer(
     name="modelserve",
@@ -48,9 +52,19 @@ def settings() -> Settings:
         raise ModelServeError("; ".join(problems)) from error
 
 
+BEGIN_HERE = frozenset({"up", "demo", "prepare"})
+"""Verbs that make a state folder where they are called; every other one looks for a stack that is there."""
+NEED_NO_STACK = frozenset({"traffic"})
+
+
 @app.callback()
-def prepare_prefect() -> None:
-    """Prefect reads its settings when it is imported, which the verbs do: so they come first."""
+def prepare(context: typer.Context) -> None:
+    """Find the stack that is meant; Prefect, which reads its settings when it is imported, must know it."""
+    verb = context.invoked_subcommand
+    if verb in NEED_NO_STACK or "--help" in sys.argv:
+        return
+    if verb not in BEGIN_HERE and settings().mode == "local":
+        os.environ[state_folder.VARIABLE] = str(state_folder.find())
     chosen = settings()
     for name, value in chosen.prefect_environment().items():
         if chosen.mode == "local":
@@ -60,6 +74,17 @@ def prepare_prefect() -> None:
             os.environ.setdefault(name, value)
     with suppress(OSError):  # a root that is read-only; Prefect says so itself
         Path(os.environ["PREFECT_HOME"]).mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def plane() -> ControlPlane:
+    """The control plane of a stack that runs. Raises ModelServeError at once when it does not."""
+    from flows.adapters import stack
+    from flows.wiring import control_plane
+
+    chosen = settings()
+    if chosen.mode == "local" and not stack.Supervisor(chosen).alive():
+        raise ModelServeError(f"the stack is not running (state folder {chosen.state}): modelserve up")
+    return control_plane(chosen)
 
 
 # -- the stack ----------------------------------------------------------------------------------------
@@ -77,6 +102,7 @@ def up() -> None:
     from flows.console.tables import addresses
 
     chosen = settings()
+    state_folder.remember(chosen.state)
     bring_up(chosen, say)
     console.print(addresses(chosen))
 
@@ -91,7 +117,10 @@ def down() -> None:
 
 @app.command(rich_help_panel="This machine")
 def status() -> None:
-    """Show the parts of the stack, the release servers, and who gets which share of the traffic."""
+    """Show the parts of the stack, the release servers, and who gets which share of the traffic.
+
+    Exits with 1 when a part is down.
+    """
     from flows.adapters import stack
     from flows.console.tables import parts_table, standings_table
 
@@ -99,15 +128,19 @@ def status() -> None:
     parts = stack.status(chosen)
     console.print(parts_table(parts))
     if any(part.name == "postgres" and part.healthy for part in parts):
-        from flows.wiring import control_plane
+        registry = plane().registry
+        for model in registry.models():
+            console.print(standings_table(registry.standing(model)))
+    down = [part.name for part in parts if not part.healthy]
+    if down:
+        raise ModelServeError(
+            f"{len(down)} of {len(parts)} parts are down (state folder {chosen.state}): {', '.join(down)}; "
+            "'modelserve up' starts what is missing"
+        )
 
-        plane = control_plane(chosen)
-        for model in plane.registry.models():
-            console.print(standings_table(plane.registry.standing(model)))
 
-
-@app.command(rich_help_panel="This machine")
-def prepare() -> None:
+@app.command("prepare", rich_help_panel="This machine")
+def prepare_images() -> None:
     """Make what images are built on: base system and Python packages. Once, about three minutes."""
     from flows.domain.spec import ScanPolicy
     from flows.wiring import image_builder, scanner
@@ -144,9 +177,8 @@ def register(
 ) -> None:
     """Check a model, put its bundle into the artifact store and add it to the registry as a release."""
     from flows.steps.registration import register_release
-    from flows.wiring import control_plane
 
-    release = register_release(control_plane(settings()), folder, artifact, version, training, holdout)
+    release = register_release(plane(), folder, artifact, version, training, holdout)
     say(f"registered {release.name} (sha256 {release.sha256[:12]}…)")
     say(f"next: modelserve promote {release.model} {release.version} --watch")
 
@@ -163,12 +195,11 @@ def promote(
     """
     from flows.console.following import follow
     from flows.steps.starting import start_promotion
-    from flows.wiring import control_plane
 
-    plane = control_plane(settings())
-    started = start_promotion(plane, model, version)
+    control = plane()
+    started = start_promotion(control, model, version)
     say(f"promotion of {model} v{version} started: {started.url}")
-    if watch and not follow(plane, started, console):
+    if watch and not follow(control, started, console):
         raise typer.Exit(1)
 
 
@@ -192,9 +223,8 @@ def rollback(
     Calling it again is safe: the last release that serves stays. To take a model out: modelserve retire.
     """
     from flows.steps.restore import roll_back
-    from flows.wiring import control_plane
 
-    restored = roll_back(control_plane(settings()), model, reason, to, unproven=unproven)
+    restored = roll_back(plane(), model, reason, to, unproven=unproven)
     say(restored.sentence)
     if restored.retreat is None:
         raise typer.Exit(1)
@@ -208,15 +238,14 @@ def retire(
 ) -> None:
     """Take a model out: nobody answers for it. Undone by: modelserve rollback MODEL --to VERSION."""
     from flows.steps.restore import retire as empty
-    from flows.wiring import control_plane
 
-    plane = control_plane(settings())
-    standing = plane.registry.standing(model)
+    control = plane()
+    standing = control.registry.standing(model)
     if standing.stable is None and standing.canary is None:
         raise ModelServeError(f"{model} serves nobody; see 'modelserve status'")
     if not yes:
         typer.confirm(f"Every request for {model} will be answered with 503. Go on?", abort=True)
-    say(empty(plane, model, reason).sentence)
+    say(empty(control, model, reason).sentence)
 
 
 @app.command(rich_help_panel="Releases")
@@ -232,9 +261,8 @@ def resume(model: Model) -> None:
 
 
 def _set_paused(model: str, *, paused: bool) -> None:
-    from flows.wiring import control_plane
 
-    promotion = control_plane(settings()).registry.pause(model, paused)
+    promotion = plane().registry.pause(model, paused)
     word = "paused" if paused else "resumed"
     say(f"{word} the promotion of {model} v{promotion.version} at {promotion.weight} %")
 
@@ -246,13 +274,12 @@ def abort(
 ) -> None:
     """End a running promotion and put the traffic back."""
     from flows.steps.restore import restore
-    from flows.wiring import control_plane
 
-    plane = control_plane(settings())
-    promotion = plane.registry.standing(model).promotion
+    control = plane()
+    promotion = control.registry.standing(model).promotion
     if promotion is None:
         raise ModelServeError(f"no promotion of {model} is open; see 'modelserve history {model}'")
-    say(restore(plane, model, reason, only=promotion).sentence)
+    say(restore(control, model, reason, only=promotion).sentence)
 
 
 @app.command(rich_help_panel="Releases")
@@ -264,18 +291,16 @@ def approve(
 ) -> None:
     """Let a promotion go on to a step that waits for a person. The form in the Prefect UI does the same."""
     from flows.steps.approval import approve as give
-    from flows.wiring import control_plane
 
-    give(control_plane(settings()), model, step, approver, comment)
+    give(plane(), model, step, approver, comment)
     say(f"approved: {model} may go on to {step} %")
 
 
 @app.command(rich_help_panel="Releases")
 def thaw(model: Model) -> None:
     """Let a model be promoted again that drift or a shared incident has frozen."""
-    from flows.wiring import control_plane
 
-    control_plane(settings()).registry.freeze(model, None)
+    plane().registry.freeze(model, None)
     say(f"{model} may be promoted again")
 
 
@@ -286,9 +311,8 @@ def thaw(model: Model) -> None:
 def history(model: Model) -> None:
     """Every release, promotion and event of a model, from the registry."""
     from flows.console.tables import events_table, promotions_table, standings_table
-    from flows.wiring import control_plane
 
-    registry = control_plane(settings()).registry
+    registry = plane().registry
     console.print(standings_table(registry.standing(model)))
     console.print(promotions_table(registry.promotions(model)))
     console.print(events_table(registry.events(model)))
@@ -304,9 +328,8 @@ def explain(
     """Why a promotion ended as it did: the windows, the evidence, the verdicts."""
     from flows.console.tables import windows_table
     from flows.steps.replay import replay_verdicts
-    from flows.wiring import control_plane
 
-    registry = control_plane(settings()).registry
+    registry = plane().registry
     found = registry.promotion(promotion)
     windows = registry.windows(found)
     console.print(windows_table(found, windows))
@@ -324,9 +347,8 @@ def explain(
 def sweep() -> None:
     """Restore promotions that nobody drives any more. Needs no Prefect server."""
     from flows.sweep import sweep_once
-    from flows.wiring import control_plane
 
-    swept = sweep_once(control_plane(settings()))
+    swept = sweep_once(plane())
     for sentence in swept.sentences:
         say(sentence)
     if swept.problems:
@@ -348,10 +370,9 @@ def drift(
     """Check traffic for drift, as the schedule does. Needs no Prefect server. Exit 1 if a check failed."""
     from flows.domain.drift.report import table
     from flows.drift import check_by_hand
-    from flows.wiring import control_plane
 
-    plane = control_plane(settings())
-    results = check_by_hand(plane, plane.registry.models() if every else models, since, until)
+    control = plane()
+    results = check_by_hand(control, control.registry.models() if every else models, since, until)
     for result in results:
         console.print(table(result))
     if not results:
