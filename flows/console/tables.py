@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from flows.adapters.registry import Event, StoredWindow
@@ -55,7 +56,7 @@ def parts_table(parts: Sequence[PartStatus]) -> Table:
 
 
 def standings_table(standing: Standing) -> Table:
-    title = standing.model + (f" (frozen: {standing.frozen})" if standing.frozen else "")
+    title = standing.model + escape(f" (frozen: {standing.frozen})" if standing.frozen else "")
     table = Table(title=title, title_justify="left")
     for column in ("release", "phase", "traffic", "sha256", "image"):
         table.add_column(column, overflow="fold")
@@ -87,7 +88,7 @@ def promotions_table(promotions: Sequence[Promotion]) -> Table:
             f"{promotion.weight} %",
             clock(promotion.started_at),
             seconds,
-            promotion.reason or "",
+            escape(promotion.reason or ""),
         )
     return table
 
@@ -100,7 +101,7 @@ def event_line(event: Event) -> str:
 def windows_table(promotion: Promotion, stored: Sequence[StoredWindow]) -> Table:
     """One line a window; the sentence only where it changes."""
     table = Table(
-        title=f"{promotion.model} v{promotion.version}: {promotion.state}: {promotion.reason or ''}",
+        title=escape(f"{promotion.model} v{promotion.version}: {promotion.state}: {promotion.reason or ''}"),
         title_justify="left",
     )
     for column in (
@@ -122,12 +123,12 @@ def windows_table(promotion: Promotion, stored: Sequence[StoredWindow]) -> Table
         table.add_row(
             f"{window.end - windows[0].start:.1f}",
             f"{window.weight} %",
-            f"{100 * window.share:.1f} %" if window.observed else window.why,
+            f"{100 * window.share:.1f} %" if window.observed else escape(window.why),
             f"{window.canary.errors} / {window.canary.requests}",
             old,
             f"{verdict.evidence:.3g}",
             verdict.kind,
-            "" if verdict.sentence == said else verdict.sentence,
+            "" if verdict.sentence == said else escape(verdict.sentence),
         )
         said = verdict.sentence
     return table
@@ -139,7 +140,7 @@ def events_table(events: Iterable[Event]) -> Table:
         table.add_column(column, overflow="fold")
     for event in events:
         version = f"v{event.version}" if event.version is not None else ""
-        table.add_row(clock(event.at), version, event.kind, _detail(event.detail))
+        table.add_row(clock(event.at), version, event.kind, escape(_detail(event.detail)))
     return table
 
 

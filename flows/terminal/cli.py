@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from pydantic import ValidationError
 from rich.console import Console
+from rich.markup import escape
 
 from flows.domain.errors import ModelServeError
 from flows.settings import Settings
@@ -28,8 +29,9 @@ app = typer.Typer(
     epilog="Start here: modelserve up, modelserve register FOLDER ARTIFACT, modelserve promote MODEL 1",
 )
 NO_TERMINAL_WIDTH = 120
-console = Console(highlight=False, width=None if sys.stdout.isatty() else NO_TERMINAL_WIDTH)
-errors = Console(stderr=True, highlight=False)
+# What others said is printed as they said it: `:x:` is no cross here, `[foo]` no style.
+console = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else NO_TERMINAL_WIDTH)
+errors = Console(stderr=True, highlight=False, emoji=False)
 
 Model = Annotated[str, typer.Argument(help="The model's name, as in its model.yaml.", show_default=False)]
 Version = Annotated[int, typer.Argument(help="The registered version.", min=1, show_default=False)]
@@ -411,5 +413,5 @@ def main() -> None:
     try:
         app()
     except ModelServeError as error:
-        errors.print(f"[bold red]error:[/] {' '.join(str(error).split())}")
+        errors.print(f"[bold red]error:[/] {escape(' '.join(str(error).split()))}")
         sys.exit(1)
