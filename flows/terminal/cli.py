@@ -16,6 +16,7 @@ from rich.markup import escape
 from flows.domain.errors import ModelServeError
 from flows.settings import Settings
 from flows.terminal import state_folder
+from flows.terminal.experiment_cli import experiment
 
 if TYPE_CHECKING:
     from flows.wiring import ControlPlane
@@ -304,6 +305,9 @@ def thaw(model: Model) -> None:
 
     plane().registry.freeze(model, None)
     say(f"{model} may be promoted again")
+
+
+app.command(rich_help_panel="Releases")(experiment)
 
 
 # -- looking back -------------------------------------------------------------------------------------

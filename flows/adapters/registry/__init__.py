@@ -55,6 +55,8 @@ __all__ = ["POSTPONED", "ROLLED_BACK", "Event", "Overview", "Registry", "StoredW
 
 
 Claim = Literal["mine", "again", "busy", "settled"]
+EXPERIMENT = "experiment:"
+"""Beats with this before a model's name are those of its experiment."""
 POSTPONED = ("cooling-down", "shared-incident", "not-in-service")
 """Answers to an alert that moved nothing: while it fires, it is asked again."""
 FORGOTTEN_MINUTES = 15
@@ -490,8 +492,27 @@ class Registry:
 
     def beats(self) -> dict[str, datetime]:
         with self._transaction() as cursor:
-            cursor.execute("SELECT name, at FROM beats")
+            cursor.execute("SELECT name, at FROM beats WHERE name NOT LIKE %s", (f"{EXPERIMENT}%",))
             return {row["name"]: row["at"] for row in cursor.fetchall()}
+
+    def hear_experiment(self, model: str) -> None:
+        """Its experiment is being driven, now."""
+        self.beat(EXPERIMENT + model)
+
+    def forget_experiment(self, model: str) -> None:
+        """Its experiment has ended."""
+        with self._transaction() as cursor:
+            cursor.execute("DELETE FROM beats WHERE name = %s", (EXPERIMENT + model,))
+
+    def experiments(self) -> dict[str, float]:
+        """Model → seconds since its open experiment was last heard of."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                "SELECT name, extract(epoch FROM now() - at)::float8 AS silence FROM beats"
+                " WHERE name LIKE %s ORDER BY name",
+                (f"{EXPERIMENT}%",),
+            )
+            return {row["name"].removeprefix(EXPERIMENT): row["silence"] for row in cursor.fetchall()}
 
     def record_drift(self, model: str, outcome: str, result: Mapping[str, Any]) -> None:
         with self._transaction() as cursor:
