@@ -127,8 +127,8 @@ def difference(
             before.at,
             after.at,
             weight,
-            _counts(grown, canary, bounds, after),
-            _counts(grown, stable, bounds, after) if stable is not None else None,
+            _counts(grown, canary, bounds, before, after),
+            _counts(grown, stable, bounds, before, after) if stable is not None else None,
             _halves(grown, stable),
         )
     except EvidenceInvalid as error:
@@ -179,7 +179,9 @@ def _bounds(grown: Mapping[Series, int], kind: str) -> list[float]:
     return sorted(bound for bound in common if math.isfinite(bound)) if math.inf in common else []
 
 
-def _counts(grown: Mapping[Series, int], release: str, bounds: list[float], after: Snapshot) -> Counts:
+def _counts(
+    grown: Mapping[Series, int], release: str, bounds: list[float], before: Snapshot, after: Snapshot
+) -> Counts:
     sums: defaultdict[tuple[str, str], int] = defaultdict(int)
     for series, amount in grown.items():
         if series.release == release:
@@ -196,7 +198,22 @@ def _counts(grown: Mapping[Series, int], release: str, bounds: list[float], afte
         compared=_total(sums, "compared"),
         disagreed=_total(sums, "disagreed"),
         reported=any(one.release == release and one.kind not in GATEWAY_KINDS for one in after.counters),
+        started=_started(release, before, after),
     )
+
+
+def _started(release: str, before: Snapshot, after: Snapshot) -> int:
+    """How many of the release's servers were not there before, or whose counters began again."""
+    known = {**before.gone, **before.counters}
+    names = {one.pod for one in known if one.release == release and one.kind == "served"}
+    new = {
+        one.pod
+        for one, value in after.counters.items()
+        if one.release == release
+        and one.kind == "served"
+        and (one.pod not in names or value < known.get(one, -math.inf))
+    }
+    return len(new)
 
 
 def _halves(grown: Mapping[Series, int], stable: str | None) -> tuple[Counts, Counts] | None:

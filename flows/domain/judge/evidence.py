@@ -20,8 +20,10 @@ from scipy import special
 
 Array: TypeAlias = NDArray[np.float64]
 
-WORSE: Array = np.array([1.25, 1.5, 2, 3, 5, 10, 25, 100])
+WORSE: Array = np.array([1.25, 1.5, 2, 3, 5, 10, 100])
 """Rate ratios whose evidences are averaged against a canary; the smallest leaves a zone of indifference."""
+PRIOR: Array = np.array([0.11, 0.15, 0.21, 0.195, 0.17, 0.115, 0.05])
+"""How they are weighed: most where a canary that is worse is neither found at once nor hardly at all."""
 BETTER: Array = np.array([0.25, 0.5, 0.75, 1, 1.2])
 """Rate ratios for a canary, against the ratio that must be ruled out before it is certified."""
 LARGEST = 690.0
@@ -34,41 +36,21 @@ def ratio_logs(
     share: Array,
     ratios: Array = WORSE,
     tolerated: float = 1.0,
-    temper: Array | None = None,
 ) -> Array:
     """log e of each window, for each ratio (first axis), that the canary's bad requests come at `ratio` times
     the rate of the stable's rather than at most (for ratios below it: at least) `tolerated` times.
 
     `bad` [..., T, G] are the canary's bad requests, `both` those of both arms, `share` [..., T] the canary's
     measured share of all requests. Given `both`, `bad` is hypergeometric when the arms are equal, so this is
-    exact for any counts. `temper` >= 1 divides a window's log e.
+    exact for any counts of independent requests; what may count of it in bursts is in `bursts`.
     """
-    if temper is not None:
-        bad, both = bad / temper, both / temper
-    costs = _costs(share, ratios, tolerated)[..., None]
+    paid = costs(share, ratios, tolerated)[..., None]
     return np.stack(
-        [bad * math.log(ratio / tolerated) - both * cost for ratio, cost in zip(ratios, costs, strict=True)]
+        [bad * math.log(ratio / tolerated) - both * cost for ratio, cost in zip(ratios, paid, strict=True)]
     )
 
 
-def ratio_total(
-    bad: Array,
-    both: Array,
-    share: Array,
-    ratios: Array = WORSE,
-    tolerated: float = 1.0,
-    temper: Array | None = None,
-) -> Array:
-    """`ratio_logs` added up over the windows [ratios, ..., 1, G], without making every one of them."""
-    if temper is not None:
-        bad, both = bad / temper, both / temper
-    paid = _costs(share, ratios, tolerated)[..., None, :] @ both
-    gains = np.log(ratios / tolerated).reshape(-1, *(1,) * bad.ndim)
-    total: Array = gains * bad.sum(axis=-2, keepdims=True) - paid
-    return total
-
-
-def _costs(share: Array, ratios: Array, tolerated: float) -> Array:
+def costs(share: Array, ratios: Array, tolerated: float) -> Array:
     """What each bad request of either arm costs the evidence [ratios, ..., T]."""
     null = np.log1p(share * (tolerated - 1))
     return np.stack([np.log1p(share * (ratio - 1)) - null for ratio in ratios])
@@ -105,43 +87,10 @@ def detector(gains: Array) -> Array:
     return result
 
 
-def dispersion(bad: Array, both: Array, weight: Array) -> Array:
-    """phi >= 1 for every window [..., T, G], from the windows before it: how much more the canary's part of
-    the bad requests varies than a coin would (Pearson), at each weight around its own mean.
-
-    1 unless that is significant (3 standard deviations over at least 10 windows), so that independent
-    requests lose no evidence.
-    """
-    some = both > 0
-    per = np.where(some, 1 / np.maximum(both, 1), 0)
-    new = (np.diff(weight, axis=-1, prepend=np.nan) != 0)[..., None]
-    squares, x, k, windows, inverse = (
-        since(new, term, axis=-2) for term in (bad * bad * per, bad, both, some.astype(np.float64), per)
-    )
-    mean = x / np.maximum(k, 1)
-    spread = mean * (1 - mean)
-    used = (spread > 0) & (windows > 1)
-    spread = np.where(used, spread, 1)
-    square = _before(new, np.where(used, (squares - x * mean) / spread, 0))
-    freedom = _before(new, np.where(used, windows - 1, 0))
-    variance = _before(new, np.where(used, 2 * windows + np.maximum(1 / spread - 6, 0) * inverse, 0))
-    certain = (freedom >= 10) & (square - freedom > 3 * np.sqrt(variance))
-    phi: Array = np.where(certain, square / np.maximum(freedom, 1), 1)
-    return phi
-
-
 def since(new: NDArray[np.bool_], amounts: Array, axis: int) -> Array:
     """Sums of non-negative amounts since the last `new` window, that one included."""
     sums = np.cumsum(amounts, axis=axis)
     result: Array = sums - np.maximum.accumulate(np.where(new, sums - amounts, 0), axis=axis)
-    return result
-
-
-def _before(new: NDArray[np.bool_], sums: Array) -> Array:
-    """What had been found before each window: at its weight so far, and at the weights before."""
-    past = np.zeros_like(sums)
-    past[..., 1:, :] = sums[..., :-1, :]
-    result: Array = np.where(new, 0, past) + np.cumsum(np.where(new, past, 0), axis=-2)
     return result
 
 

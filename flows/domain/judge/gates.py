@@ -12,13 +12,23 @@ import numpy as np
 from flows.domain.judge.evidence import (
     LARGEST,
     WORSE,
+    Array,
     mean_log,
     one_sample_evidence,
     ratio_logs,
-    ratio_total,
     shift_evidence,
 )
-from flows.domain.judge.paths import Path, Tally, rejection, table, tally
+from flows.domain.judge.paths import (
+    Path,
+    Tally,
+    against,
+    beyond,
+    rejection,
+    suspicion,
+    table,
+    tally,
+    warm_windows,
+)
 from flows.domain.judge.policy import PromotionPolicy
 from flows.domain.judge.windows import Window
 
@@ -65,16 +75,24 @@ def compared(
 
 def alone(policy: PromotionPolicy, counted: Tally, windows: Sequence[Window]) -> list[Reading]:
     """The service-level guard of a release that has no stable to be compared with."""
-    bad, total = counted.canary_errors.sum(), counted.canary.sum()
-    log = mean_log(one_sample_evidence(bad, total, policy.slo_error_rate), axis=-1)
-    readings = [Reading("errors", float(log), int(bad), int(total), 0, 0, "requests failed")]
+    bad, total = counted.canary_errors, counted.canary
+    log = _too_many(policy, bad, total, policy.slo_error_rate, counted.seconds)
+    readings = [Reading("errors", log, int(bad.sum()), int(total.sum()), 0, 0, "requests failed")]
     bound = slow_bound(policy, windows)
     if bound is not None and policy.slo_latency_seconds is not None:
-        slow, timed = sum(w.canary.slow.get(bound, 0) for w in windows), sum(w.canary.timed for w in windows)
-        log = mean_log(one_sample_evidence(np.array(slow), np.array(timed), policy.slo_slow_share), axis=-1)
+        slow = np.array([window.canary.slow.get(bound, 0) for window in windows], dtype=np.float64)
+        judged = ~warm_windows(counted)
+        log = _too_many(
+            policy, slow * judged, counted.canary_timed * judged, policy.slo_slow_share, counted.seconds
+        )
         what = f"requests took over {milliseconds(bound)}"
-        readings.append(Reading("latency", float(log), slow, timed, 0, 0, what))
+        readings.append(Reading("latency", log, int(slow.sum()), int(counted.canary_timed.sum()), 0, 0, what))
     return readings
+
+
+def _too_many(policy: PromotionPolicy, bad: Array, total: Array, tolerated: float, seconds: Array) -> float:
+    logs = beyond(bad[:, None], total, np.array([tolerated]), seconds, policy.pause_seconds)
+    return float(mean_log(logs[:, -1, 0], axis=0))
 
 
 def slow_bound(policy: PromotionPolicy, windows: Sequence[Window]) -> float | None:
@@ -160,7 +178,7 @@ def _errors(policy: PromotionPolicy, windows: Sequence[Window], counted: Tally, 
         int(counted.stable_errors.sum()),
         int(counted.stable.sum()),
         "requests failed",
-        acts=log <= 0 or _even(policy, windows, "errors"),
+        acts=log < suspicion(policy) or _even(policy, windows, "errors"),
     )
 
 
@@ -173,14 +191,13 @@ def _even(policy: PromotionPolicy, windows: Sequence[Window], gate: str) -> bool
             policy,
             [Window(one.start, one.end, one.weight, pair[side], pair[1 - side]) for one, pair in halves],
         )
-        bad, other = counted.canary_slow, counted.stable_slow
-        total, rest = counted.canary_timed, counted.stable_timed
+        arms = counted.canary_slow, counted.stable_slow, counted.canary_timed, counted.stable_timed
         if gate == "errors":
             bad, other = counted.canary_errors[:, None], counted.stable_errors[:, None]
-            total, rest = counted.canary, counted.stable
-        logs.append(ratio_total(bad, bad + other, total / np.maximum(total + rest, 1)).reshape(-1))
-    seen = np.concatenate([*logs, np.zeros(0)])
-    return not len(seen) or float(mean_log(seen, axis=0)) < rejection(policy)
+            arms = bad, other, counted.canary, counted.stable
+        if arms[0].shape[1]:
+            logs.append(against(*arms, counted.seconds, policy.pause_seconds, last=True)[0])
+    return not logs or float(mean_log(np.concatenate(logs), axis=0)) < rejection(policy)
 
 
 def _latency(policy: PromotionPolicy, windows: Sequence[Window], counted: Tally, log: float) -> Reading:
@@ -203,7 +220,7 @@ def _latency(policy: PromotionPolicy, windows: Sequence[Window], counted: Tally,
         int(slow_s[worst]),
         int(timed_s),
         what,
-        acts=log <= 0 or _even(policy, windows, "latency"),
+        acts=log < suspicion(policy) or _even(policy, windows, "latency"),
     )
 
 

@@ -3,6 +3,11 @@
 The order of questions: is there anything to see; is the canary's harm proven; is somebody else's harm in the
 way; has this step had its time, its requests and, before the last one, its certificate. Whatever is not
 answered holds, and at the deadline the policy says what a hold becomes.
+
+A window (`windows.Window`) holds, for each release, what its gateway and its servers counted in that time:
+requests, failed and slow ones, outputs, agreement with the stable, servers that have started; for the stable
+also the halves of its servers. `alpha` holds exactly where requests are bad independently of each other given
+the hour, and where servers pause alike for up to `pause_seconds`; see `bursts` for what is left out for that.
 """
 
 from __future__ import annotations
@@ -14,10 +19,12 @@ from dataclasses import replace
 import numpy as np
 
 from flows.domain.judge import gates
-from flows.domain.judge.evidence import Array, bounds, detector, mean_log, one_sample_evidence, ratio_logs
+from flows.domain.judge.evidence import Array, bounds, detector, mean_log
 from flows.domain.judge.gates import Reading, percent
 from flows.domain.judge.paths import (
     Tally,
+    beside,
+    beyond,
     certified,
     final_weight,
     last_proving_step,
@@ -108,14 +115,15 @@ def _detected(policy: PromotionPolicy, counted: Tally, ramp: Sequence[Window]) -
         *(_slow(counted, before) if control else ()),
     ):
         if control:
-            share = total / np.maximum(total + total_s, 1)
-            gains = np.moveaxis(ratio_logs(bad, bad + bad_s, share), 0, -1)
+            arms = bad, bad_s, total, total_s, counted.seconds, policy.pause_seconds
+            logs = beside(*arms, every=False)[1]
         else:
             worst = bounds(bad_before.sum(axis=0), np.full(bad.shape[1], total_before.sum()), policy.beta)[1]
             if not total_before.sum():
                 worst = np.full(bad.shape[1], policy.slo_error_rate)
             limit = np.maximum(worst * policy.max_ratio, worst + policy.max_absolute)
-            gains = one_sample_evidence(bad, total[:, None], np.minimum(limit, 0.99))
+            logs = beyond(bad, total, np.minimum(limit, 0.99), counted.seconds, policy.pause_seconds)
+        gains = np.diff(np.moveaxis(logs, 0, -1), axis=0, prepend=0)
         log = mean_log(detector(gains)[-1].reshape(-1), axis=0)
         most = int(np.argmax(bad.sum(axis=0) - bad_s.sum(axis=0)))
         what = "requests failed"
@@ -177,6 +185,11 @@ def _beside(policy: PromotionPolicy, windows: list[Window]) -> Verdict:
     if total >= suspicion(policy):
         why = f"evidence {short(total)}: no more traffic until it is cleared or rejected"
         return replace(verdict, metric=suspect.gate, sentence=f"{suspect.sentence}; {why}")
+    if float(followed.trouble[-1]) >= suspicion(policy):
+        why = "a pause, or the beginning of more: the next seconds tell"
+        return replace(
+            verdict, metric=suspect.gate, sentence=f"{suspect.sentence}, and just now again; {why}"
+        )
     proven = certified(policy, counted, last=True)
     if passed(policy, counted, followed, np.array([total]), proven)[-1] and not blind(policy, windows):
         return replace(

@@ -15,15 +15,18 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from flows.domain.judge import bursts
 from flows.domain.judge.evidence import (
     BETTER,
     LARGEST,
+    PRIOR,
+    WORSE,
     Array,
     bounds,
-    dispersion,
+    costs,
     mean_log,
+    one_sample_evidence,
     ratio_logs,
-    ratio_total,
     since,
 )
 from flows.domain.judge.policy import PromotionPolicy
@@ -53,6 +56,10 @@ class Tally:
     stable_slow: Array
     bounds: tuple[tuple[float, float], ...] = ()
     """Per compared pair: the stable's bound in seconds and the canary's, longer by the slowdown."""
+    started: Array | None = None
+    """Servers that began to serve in each window; None: none."""
+    pause_seconds: float = 20.0
+    warm_up_seconds: float = 0.0
 
 
 def tally(policy: PromotionPolicy, windows: Sequence[Window]) -> Tally:
@@ -80,7 +87,15 @@ def tally(policy: PromotionPolicy, windows: Sequence[Window]) -> Tally:
         slow[: len(canaries), [places[pair[1]] for pair in pairs]],
         slow[len(canaries) :, [places[pair[0]] for pair in pairs]],
         tuple(pairs),
+        column([counts.started for counts in canaries]),
+        policy.pause_seconds,
+        warm_up(policy),
     )
+
+
+def warm_up(policy: PromotionPolicy) -> float:
+    """Seconds of a step, and of a new server, whose slowness counts for nothing: at most half of a step."""
+    return min(policy.warm_up_seconds, policy.dwell_seconds / 2)
 
 
 def paired(policy: PromotionPolicy, bounds: Sequence[float]) -> list[tuple[float, float]]:
@@ -100,6 +115,8 @@ class Path:
 
     errors: Array
     latency: Array
+    trouble: Array
+    """log E of what the last two tolerated pauses hold, the gates' greatest, as if it were no pause."""
     step_seconds: Array
     """Observed seconds at the current weight, with the weight really applied."""
     step_requests: Array
@@ -110,16 +127,31 @@ class Path:
 
 def path(counted: Tally, *, last: bool = False) -> Path:
     """Follow a ramp; with `last`, the costly parts only for its last window."""
-    share = _share(counted.canary, counted.stable)
-    bad_c, bad_s = counted.canary_errors[..., None], counted.stable_errors[..., None]
-    errors = against(bad_c, bad_s, share, counted.weight, last=last)
+    errors, trouble = against(
+        counted.canary_errors[..., None],
+        counted.stable_errors[..., None],
+        counted.canary,
+        counted.stable,
+        counted.seconds,
+        counted.pause_seconds,
+        last=last,
+    )
     latency = np.zeros_like(errors)
     if counted.bounds:
-        timed = _share(counted.canary_timed, counted.stable_timed)
-        latency = against(counted.canary_slow, counted.stable_slow, timed, counted.weight, last=last)
+        judged = ~warm_windows(counted)
+        latency, slowness = against(
+            counted.canary_slow * judged[..., None],
+            counted.stable_slow * judged[..., None],
+            counted.canary_timed * judged,
+            counted.stable_timed * judged,
+            counted.seconds,
+            counted.pause_seconds,
+            last=last,
+        )
+        trouble = np.maximum(trouble, slowness)
     applied = _plausible(counted.canary, counted.canary + counted.stable, counted.weight)
     credited = applied & (counted.canary + counted.stable > 0)
-    new = np.diff(counted.weight, axis=-1, prepend=np.nan) != 0
+    new = _shifted(counted)
     seconds, requests, total = (
         since(new, amounts * credited, axis=-1)
         for amounts in (counted.seconds, counted.canary, counted.canary + counted.stable)
@@ -127,23 +159,108 @@ def path(counted: Tally, *, last: bool = False) -> Path:
     return Path(
         errors,
         latency,
+        trouble,
         seconds,
         requests,
         _plausible(requests, total, counted.weight) & applied,
     )
 
 
-def against(bad: Array, bad_stable: Array, share: Array, weight: Array, *, last: bool) -> Array:
+def _shifted(counted: Tally) -> NDArray[np.bool_]:
+    return np.asarray(np.diff(counted.weight, axis=-1, prepend=np.nan) != 0)
+
+
+def warm_windows(counted: Tally) -> NDArray[np.bool_]:
+    """Windows that begin within a warm-up: of the step, or of a server that joined later. Servers that join
+    again and again are forgiven every other time, so that at least half of a step is looked at."""
+    age = since(_shifted(counted), counted.seconds, axis=-1) - counted.seconds
+    warm = np.asarray(age < counted.warm_up_seconds - 1e-6)
+    if counted.started is None or not (counted.started * ~warm).any() or counted.warm_up_seconds <= 0:
+        return warm
+    forgiven, until, again = warm.copy(), -math.inf, -math.inf
+    now = np.cumsum(counted.seconds)
+    for place in np.flatnonzero(counted.started * ~warm):
+        begun = float(now[place] - counted.seconds[place])
+        if begun >= again:
+            until = float(now[place]) + counted.warm_up_seconds
+            again = until + counted.warm_up_seconds
+            forgiven |= (now > begun) & (now - counted.seconds < until)
+    return forgiven
+
+
+def against(
+    bad: Array, bad_stable: Array, canary: Array, stable: Array, seconds: Array, pause: float, *, last: bool
+) -> tuple[Array, Array]:
     """log E after every window (with `last` after the last one) that the canary's bad requests come more
-    often, averaged over the metrics."""
-    both = bad + bad_stable
-    phi = dispersion(bad, both, weight)
-    temper = phi if np.any(phi > 1) else None
-    if last:
-        logs = ratio_total(bad, both, share, temper=temper)
-    else:
-        logs = np.cumsum(ratio_logs(bad, both, share, temper=temper), axis=-2)
-    return mean_log(mean_log(logs, axis=0), axis=-1)
+    often, averaged over the metrics; and of the last two pauses alone, as if all requests were independent.
+
+    What is left out of the evidence never turns it into evidence for the canary (E below 1).
+    """
+    weights = PRIOR.reshape(-1, *(1,) * bad.ndim)
+    if not last:
+        whole, counted, recent = (
+            mean_log(logs, axis=0, weights=weights)
+            for logs in beside(bad, bad_stable, canary, stable, seconds, pause, every=True)
+        )
+        return mean_log(np.maximum(counted, np.minimum(whole, 0)), axis=-1), mean_log(recent, axis=-1)
+    young = bursts.stretches(seconds, pause, every=False).first[-bursts.COARSE :][0]
+    whole, recent = (
+        mean_log(
+            _independent(bad[part], bad_stable[part], canary[part], stable[part]),
+            axis=0,
+            weights=PRIOR[:, None],
+        )
+        for part in (slice(None), slice(young, None))
+    )
+    doubtful = whole > 0
+    if doubtful.any():
+        bad, bad_stable = bad[:, doubtful], bad_stable[:, doubtful]
+        logs = beside(bad, bad_stable, canary, stable, seconds, pause, every=False)[1][:, -1]
+        whole[doubtful] = np.maximum(mean_log(logs, axis=0, weights=PRIOR[:, None]), 0)
+    return mean_log(whole, axis=-1)[None], mean_log(recent, axis=-1)[None]
+
+
+def _independent(bad: Array, bad_stable: Array, canary: Array, stable: Array) -> Array:
+    """log e by ratio [ratios, G] of all windows together, as of independent requests."""
+    paid = costs(_share(canary, stable), WORSE, 1.0) @ (bad + bad_stable)
+    result: Array = np.log(WORSE)[:, None] * bad.sum(axis=0) - paid
+    return result
+
+
+def beside(
+    bad: Array, bad_stable: Array, canary: Array, stable: Array, seconds: Array, pause: float, *, every: bool
+) -> tuple[Array, Array, Array]:
+    """log e by ratio [ratios, ..., P, G] after each window, or each stretch, against the stable: as of
+    independent requests, what counts of it, and what the last two pauses hold.
+
+    `bad` and `bad_stable` are [..., T, G], `canary` and `stable` the requests [..., T] that they are part of.
+    """
+    groups = bursts.stretches(seconds, pause, every=every)
+    paid = costs(_share(canary, stable), WORSE, 1.0)[..., None] * (bad + bad_stable)
+    bad, bad_stable = groups.sums(bad, axis=-2), groups.sums(bad_stable, axis=-2)
+    canary, stable, seconds = (groups.sums(one, axis=-1) for one in (canary, stable, seconds))
+    slopes = np.log(WORSE).reshape(-1, *(1,) * bad.ndim)
+    logs = slopes * bad - groups.sums(paid, axis=-2)
+    whole, recent = bursts.added_up(groups, logs), bursts.recent(groups, logs)
+    if pause <= 0:
+        return whole, whole, recent
+    own, other = bursts.habit(groups, bad, canary), bursts.habit(groups, bad_stable, stable, bursts.UNSEEN)
+    gains = slopes - costs(_share(canary, stable), WORSE, 1.0)[..., None]
+    return whole, bursts.counted(groups, logs, gains, bad, canary, own, other, seconds, pause), recent
+
+
+def beyond(bad: Array, total: Array, tolerated: Array, seconds: Array, pause: float) -> Array:
+    """log e by ratio [ratios, P, G] after each stretch that bad requests [T, G] come at more than the rates
+    `tolerated` [G], without anybody to compare with."""
+    groups = bursts.stretches(seconds, pause, every=False)
+    bad = groups.sums(bad, axis=-2)
+    total, seconds = groups.sums(total, axis=-1), groups.sums(seconds, axis=-1)
+    logs = np.moveaxis(one_sample_evidence(bad, total[:, None], tolerated), -1, 0)
+    if pause <= 0:
+        return bursts.added_up(groups, logs)
+    own, other = bursts.habit(groups, bad, total), bursts.Habit(tolerated, np.ones(1))
+    gains = np.log(WORSE).reshape(-1, 1, 1)
+    return bursts.counted(groups, logs, gains, bad, total, own, other, seconds, pause)
 
 
 def combined(policy: PromotionPolicy, gates: dict[str, Array]) -> Array:
@@ -213,7 +330,7 @@ def passed(
             followed.step_requests > 0,
             (followed.step_seconds >= policy.dwell_seconds - 1e-6)
             & (followed.step_requests >= policy.min_requests)
-            & (evidence < suspicion(policy))
+            & (np.maximum(evidence, followed.trouble) < suspicion(policy))
             & proof,
         )
     )

@@ -22,6 +22,7 @@ from flows.domain.judge.paths import (
     passed,
     path,
     rejection,
+    warm_up,
 )
 from flows.domain.judge.policy import PromotionPolicy
 
@@ -64,6 +65,7 @@ def plan(policy: PromotionPolicy, requests_per_second: float, base_error_rate: f
     sentences = [
         _found_sentence(traffic, rate, find, accepted is not None, deadline),
         _certified_sentence(certify, deadline),
+        _forgiven_sentence(policy),
     ]
     if certify is None or certify > deadline:
         enough = f"; {duration(certify)} would be enough" if certify is not None else ""
@@ -181,6 +183,19 @@ def _certified_sentence(certify: float | None, deadline: float) -> str:
     if certify is None or certify > deadline:
         return "a healthy canary is not certified before the deadline"
     return f"a healthy canary is certified in about {duration(certify)}"
+
+
+def _forgiven_sentence(policy: PromotionPolicy) -> str:
+    """What is not held against a canary, and so is found later or not at all."""
+    pauses = "requests count as independent: a pause of a server may convict (pause_seconds)"
+    if policy.pause_seconds:
+        pauses = (
+            f"a pause of a server of up to {duration(policy.pause_seconds)} convicts nobody: what is bad "
+            "within it counts once, as likely to hit either release"
+        )
+    seconds = warm_up(policy)
+    warming = f"; slowness in the first {duration(seconds)} of a step or of a server counts for nothing"
+    return pauses + (warming if seconds and policy.weights.latency else "")
 
 
 def duration(seconds: float) -> str:

@@ -41,8 +41,14 @@ class PromotionPolicy(BaseModel):
     """Canary weights in percent, rising, the last one 100."""
     dwell_seconds: float = Field(default=300, ge=0)
     """Least observed time at each step, with the weight really applied."""
-    window_seconds: float = Field(default=15, gt=0)
+    window_seconds: float = Field(default=5, gt=0)
     """How often the counters are read and the judge is asked."""
+    pause_seconds: float = Field(default=20, ge=0, le=600)
+    """Longest pause of a server (collection, a throttled processor, a dependency's blip) that is no fault of
+    the release. 0: requests count as independent, however many come together."""
+    warm_up_seconds: float = Field(default=60, ge=0)
+    """For so long after each shift of the weight, and after a server has joined, slowness counts for nothing:
+    caches are cold, code is compiled, replicas are added. At most half of `dwell_seconds`; errors count."""
     min_requests: int = Field(default=50, ge=1)
     """Least canary requests at each step: no step is passed on silence."""
     deadline_seconds: float = Field(default=10800, gt=0)

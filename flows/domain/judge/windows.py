@@ -46,9 +46,11 @@ class Counts:
     disagreed: int = 0
     reported: bool = True
     """False when the release's own servers show no metrics, so that its outputs cannot be checked."""
+    started: int = 0
+    """Servers that began to serve in this window, or began again."""
 
     def __post_init__(self) -> None:
-        for name in ("requests", "errors", "timed", "invalid", "compared", "disagreed"):
+        for name in ("requests", "errors", "timed", "invalid", "compared", "disagreed", "started"):
             _check_count(name, getattr(self, name))
         for label, count in (*self.slow.items(), *self.outputs.items()):
             _check_count(f"slow[{label}]" if label in self.slow else f"outputs[{label}]", count)
@@ -78,6 +80,7 @@ class Counts:
             self.compared + other.compared,
             self.disagreed + other.disagreed,
             self.reported or other.reported,
+            self.started + other.started,
         )
 
 

@@ -191,7 +191,7 @@ def test_after_100_percent_harm_is_found_against_the_ramp() -> None:
     healthy = judge_promoted(POLICY, ramp, since(2, 29))
     assert (healthy.kind, healthy.outcome) == ("hold", "wait")
     assert judge_promoted(POLICY, ramp, since(2, 30)).outcome == "advance"
-    sick = judge_promoted(POLICY, ramp, [*since(2, 20), *since(60, 24)[20:]])
+    sick = judge_promoted(POLICY, ramp, [*since(2, 9), *since(60, 29)[9:]])
     assert (sick.kind, sick.outcome, sick.metric) == ("reject", "rollback", "errors")
     blind = [*since(2, 10), unobserved(start + 300, start + 1000, 100, "away")]
     assert (judge_promoted(POLICY, ramp, blind).kind, judge_promoted(POLICY, ramp, blind).outcome) == (
