@@ -66,6 +66,8 @@ promotion:
   deadline_seconds: 150
   post_watch_seconds: 3
 """
+PATIENT = PROMOTION.replace("dwell_seconds: 3", "dwell_seconds: 40")
+"""For stories that strike in the middle of a ramp: on a busy machine a quick one would be over before."""
 HANDLER = """
 import json
 
