@@ -333,14 +333,16 @@ def explain(
 ) -> None:
     """Why a promotion ended as it did: the windows, the evidence, the verdicts."""
     from flows.console.tables import windows_table
+    from flows.domain.spec import parse_spec
     from flows.steps.replay import replay_verdicts
 
     registry = plane().registry
     found = registry.promotion(promotion)
     windows = registry.windows(found)
-    console.print(windows_table(found, windows))
+    spec = registry.spec(found.model, found.version)
+    console.print(windows_table(found, windows, parse_spec(spec, "model.yaml").promotion))
     if replay:
-        different = replay_verdicts(registry.spec(found.model, found.version), windows)
+        different = replay_verdicts(spec, windows)
         say(f"replayed {len(windows)} verdicts: {len(windows) - different} identical, {different} different")
         if different:
             raise typer.Exit(1)
