@@ -64,7 +64,7 @@ def _counts(axes: Axes, ends: list[float], windows: Sequence[Window], shown: Spo
     canary, stable = ([bad for bad, _ in arm] for arm in (shown.canary, shown.stable))
     axes.bar([end - width / 2 for end in ends], stable, width, color=STABLE, label="stable")
     axes.bar([end + width / 2 for end in ends], canary, width, color=CANARY, label="canary")
-    axes.set_ylim(bottom=0, top=max([*canary, *stable, 4]) * 1.15)
+    axes.set_ylim(bottom=0, top=max([*canary, *stable, 4]) * 1.4)
     axes.set_ylabel("\n".join(wrap(shown.what, 18)))
     axes.legend(loc="upper left", frameon=False, fontsize=8)
 
