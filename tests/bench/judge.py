@@ -1,6 +1,6 @@
 """The judge's acceptance table, by simulated counters through the real judge code: `make bench-judge`.
 
-    python -m tests.bench.judge [--runs N] [--plot FILE] [--seed N]
+    python -m tests.bench.judge [--runs N] [--quick] [--plot FILE] [--seed N]
 
 Every number is counted, not computed. Exit code 1 when a line of the acceptance list is not met.
 """
@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from tests.bench.judge_bursts import REJECTED, Cell, cell, found, limits, regimes
 from tests.bench.judge_promises import promises
 from tests.bench.judge_runs import held, ramp
 from tests.bench.rivals import MINUTES, Outcome, argo, argo_example, flagger, kayenta
@@ -27,6 +28,7 @@ CELLS = [(base, rps) for base in (0.001, 0.005, 0.01) for rps in (1, 10, 100)]
 FALSE_ROLLBACKS = 0.01
 CERTIFIED_MINUTES = 20.0
 
+SEEN = ("ours", "independent", "Argo", "example", "Flagger", "Kayenta")
 WHO = ("ours", "Argo", "example", "Flagger", "Kayenta")
 HELD = ("ours", "Argo", "Flagger")
 LEGEND = """\
@@ -35,6 +37,7 @@ Argo     Argo Rollouts on the same ramp: at least 99 % a minute, failureLimit 3
 example  Argo Rollouts as its documentation's example has it: at least 95 % in 5 minutes, failureLimit 3
 Flagger  its tutorials' canary: at least 99 % a minute, threshold 5, 10 % more each passing minute, to 50 %
 Kayenta  Mann-Whitney over the hour's minutes, canary and baseline at 10 % each
+independent  this judge with pause_seconds: 0, which takes each request for independent of the others
 held     the canary stays at 10 % for the hour (Flagger: iterations 60), and is looked at all the time"""
 
 
@@ -156,6 +159,21 @@ def _text(field: str, value: float) -> str:
     return f"{100 * value:.1f}%"
 
 
+def show_bursts(cells: Sequence[Cell]) -> None:
+    """Requests share a fate; nothing is wrong with the canary."""
+    widths = [max(len(who), 7) for who in SEEN]
+    heading = f"healthy, rejected (at most {REJECTED:.0%})"
+    print(
+        f"\n{heading:46}"
+        + "".join(f" {who:>{w}}" for who, w in zip(SEEN, widths, strict=True))
+        + " | through"
+    )
+    for one in cells:
+        texts = [f"{100 * one.rejected[who]:.1f}%" if who in one.rejected else "" for who in SEEN]
+        line = "".join(f" {text:>{width}}" for text, width in zip(texts, widths, strict=True))
+        print(f"{one.name:46}{line} | {one.promoted:6.0%}  {'met' if one.met else 'MISSED'}")
+
+
 def said(lines: Sequence[Situation]) -> None:
     for one in lines:
         print(f"{one.name:54} {one.seen:46} {'met' if one.met else 'MISSED'}")
@@ -163,10 +181,13 @@ def said(lines: Sequence[Situation]) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.bench.judge", description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=2000, help="simulated promotions a line")
+    parser.add_argument("--runs", type=int, default=600, help="simulated promotions a line")
+    parser.add_argument("--quick", action="store_true", help="fewer regimes and runs")
     parser.add_argument("--seed", type=int, default=2024)
     parser.add_argument("--plot", type=Path, help="write the README's plot to this file")
     chosen = parser.parse_args()
+    if chosen.quick:
+        chosen.runs = min(chosen.runs, 200)
     began = time.monotonic()
     rng = np.random.default_rng(chosen.seed)
     print(
@@ -193,8 +214,12 @@ def main() -> int:
             ("minutes", ("ours", "Argo", "Flagger"), "minutes to the rollback"),
         ],
     )
+    fated = [cell(rng, chosen.runs, regime) for regime in regimes(chosen.quick)]
+    show_bursts(fated)
     print("\nminutes are medians over all promotions, those included that never got there.\n")
     parts: list[Callable[[], Sequence[Situation]]] = [
+        lambda: list(found(rng, min(chosen.runs, 200))),
+        lambda: list(limits(rng, min(chosen.runs, 200))),
         lambda: promises(rng, chosen.runs),
         lambda: list(situations(chosen.seed)),
     ]
@@ -207,10 +232,10 @@ def main() -> int:
     if chosen.plot:
         from tests.bench.judge_plot import draw
 
-        draw(good, bad, chosen.plot)
+        draw(good, bad, fated, chosen.plot)
         print(f"plot: {chosen.plot}")
-    missed = [one.name for one in (*good, *bad, *played) if not one.met]
-    total = len(good) + len(bad) + len(played)
+    missed = [one.name for one in (*good, *bad, *fated, *played) if not one.met]
+    total = len(good) + len(bad) + len(fated) + len(played)
     print(f"{total - len(missed)} of {total} lines met in {time.monotonic() - began:.0f} s")
     for name in missed:
         print(f"MISSED: {name}")

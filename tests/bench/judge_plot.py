@@ -17,9 +17,11 @@ NAMES = {
 OURS, GOOD, BAD = "#1a7f5a", "#f4f7f5", "#b5402a"
 
 
-def draw(healthy: Sequence[Any], sick: Sequence[Any], file: Path) -> None:
-    """Left: healthy canaries that were rolled back, in the ramp and kept at 10 %. Right: sick ones that were
-    not, and how long the others took."""
+BURSTS = {"ours": "ModelServeAI", "independent": "the same, requests taken as independent", **NAMES}
+
+
+def draw(healthy: Sequence[Any], sick: Sequence[Any], bursts: Sequence[Any], file: Path) -> None:
+    """Top: healthy canaries whose servers pause. Left: healthy ones without pauses. Right: sick ones."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -27,16 +29,29 @@ def draw(healthy: Sequence[Any], sick: Sequence[Any], file: Path) -> None:
 
     ramp = list(NAMES)
     kept = [who for who in ramp if who in healthy[0].held]
-    figure, axes = pyplot.subplots(
+    pausing = [one for one in bursts if len(one.rejected) == len(BURSTS) and "/" in one.name]
+    figure = pyplot.figure(figsize=(13, 9.4), layout="constrained")
+    grid = figure.add_gridspec(
+        3,
         2,
-        2,
-        figsize=(13, 5.6),
-        layout="constrained",
-        gridspec_kw={"width_ratios": [len(healthy), len(sick)], "height_ratios": [len(ramp), len(kept)]},
+        width_ratios=[len(healthy), len(sick)],
+        height_ratios=[len(BURSTS) + 1.5, len(ramp), len(kept)],
     )
+    top = figure.add_subplot(grid[0, :])
+    shares = [[100 * one.rejected[who] for one in pausing] for who in BURSTS]
+    _table(top, shares, list(BURSTS.values()))
+    top.set_title(
+        "Healthy canary whose servers pause as the stable's do, rolled back in the ramp (%)", **_TITLE
+    )
+    labels = [_lines(one.name) for one in pausing]
+    top.set_xticks(range(len(pausing)), labels, fontsize=7)
+    top.set_xlabel(
+        "traffic, servers of canary / stable, pauses an hour and server and their length", fontsize=9
+    )
+    axes = [[figure.add_subplot(grid[row, column]) for column in (0, 1)] for row in (1, 2)]
     shares = [[100 * row.rolled_back[who] for row in healthy] for who in ramp]
     _table(axes[0][0], shares, [NAMES[who] for who in ramp])
-    axes[0][0].set_title("Healthy canary, rolled back in the ramp (%)", **_TITLE)
+    axes[0][0].set_title("Healthy canary, independent errors, rolled back in the ramp (%)", **_TITLE)
     shares = [[100 * row.held[who] for row in healthy] for who in kept]
     _table(axes[1][0], shares, [NAMES[who] for who in kept])
     axes[1][0].set_title("Healthy canary, kept at 10 % for an hour, rolled back (%)", **_TITLE)
@@ -56,6 +71,12 @@ def draw(healthy: Sequence[Any], sick: Sequence[Any], file: Path) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=110, metadata={"Software": None})
     pyplot.close(figure)
+
+
+def _lines(name: str) -> str:
+    traffic, servers, hiccup = name.split(", ")
+    often, _, length = hiccup.partition(" x ")
+    return f"{traffic.replace('000 rps', 'k rps')}\n{servers}\n{often} x\n{length}"
 
 
 _TITLE = {"fontsize": 10.5, "loc": "left", "fontweight": "bold"}

@@ -19,8 +19,25 @@ POLICY = PromotionPolicy()
 WINDOWS = int(MINUTES * 60 / POLICY.window_seconds)
 
 
+AT_ONCE = 200
+"""So many runs at a time fit into the memory of a small machine."""
+
+
 def ramp(rng: np.random.Generator, runs: int, rps: float, canary: float, base: float) -> Outcome:
-    """Runs of the default ramp; all runs of a step at once, each with its own moment of leaving it."""
+    """Runs of the default ramp."""
+    parts = [_ramp(rng, some, rps, canary, base) for some in _portions(runs)]
+    rejected, promoted = (
+        np.concatenate([getattr(part, name) for part in parts]) for name in ("rejected", "promoted")
+    )
+    return Outcome(rejected, promoted)
+
+
+def _portions(runs: int) -> list[int]:
+    return [min(AT_ONCE, runs - start) for start in range(0, runs, AT_ONCE)]
+
+
+def _ramp(rng: np.random.Generator, runs: int, rps: float, canary: float, base: float) -> Outcome:
+    """All runs of a step at once, each with its own moment of leaving it."""
     weight = np.full((runs, WINDOWS), float(POLICY.steps[0]))
     total = rng.poisson(rps * POLICY.window_seconds, (runs, WINDOWS)).astype(np.float64)
     requests, bad_c, bad_s = _traffic(rng, total, weight, canary, base)
@@ -52,9 +69,11 @@ def ramp(rng: np.random.Generator, runs: int, rps: float, canary: float, base: f
 
 def held(rng: np.random.Generator, runs: int, rps: float, canary: float, base: float) -> Array:
     """Minute of the rejection when the canary stays at 10 % for the hour and is looked at all the time."""
-    counted = _steady(rng, runs, rps, canary, base, 10.0)
-    minute = _first(combined(POLICY, {"errors": path(counted).errors}) >= rejection(POLICY))
-    return minute * POLICY.window_seconds / 60
+    minutes = []
+    for some in _portions(runs):
+        counted = _steady(rng, some, rps, canary, base, 10.0)
+        minutes.append(_first(combined(POLICY, {"errors": path(counted).errors}) >= rejection(POLICY)))
+    return np.concatenate(minutes) * POLICY.window_seconds / 60
 
 
 def wrongly_certified(rng: np.random.Generator, runs: int, rps: float, canary: float, base: float) -> float:

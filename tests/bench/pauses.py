@@ -7,7 +7,7 @@ the weights of the ramp only change how many requests share the fate.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,8 @@ from flows.domain.judge.paths import (
 from flows.domain.judge.policy import PromotionPolicy
 
 Array = NDArray[np.float64]
+AT_ONCE = 200
+"""So many runs at a time fit into the memory of a small machine."""
 Rates = Callable[[Array], Array]
 """Seconds since the step began [runs, windows] → how likely one more request is bad, 0 to 1."""
 
@@ -87,6 +89,14 @@ def ramp(
     rng: np.random.Generator, runs: int, traffic: Traffic, policy: PromotionPolicy, minutes: float = 40
 ) -> Ends:
     """Walk `runs` promotions through the policy's steps; who is not certified stays at the last of them."""
+    portions = [min(AT_ONCE, runs - start) for start in range(0, runs, AT_ONCE)]
+    parts = [_ramp(rng, some, traffic, policy, minutes) for some in portions]
+    return Ends(*(np.concatenate([getattr(part, one.name) for part in parts]) for one in fields(Ends)))
+
+
+def _ramp(
+    rng: np.random.Generator, runs: int, traffic: Traffic, policy: PromotionPolicy, minutes: float
+) -> Ends:
     seconds = policy.window_seconds
     windows = int(minutes * 60 / seconds)
     lost = [pauses(rng, runs, windows, seconds, fleet) for fleet in (traffic.canary, traffic.stable)]

@@ -22,6 +22,7 @@ leave it out.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,11 +55,22 @@ def argo(
 ) -> Outcome:
     """`weights` in percent by the minute; at least `least` must succeed, measured `every` so many minutes."""
     requests = rng.poisson(rps * 60 * weights / 100, (runs, len(weights)))
-    failures = rng.binomial(requests, canary)
+    return argo_sees(requests, rng.binomial(requests, canary), least, every, before)
+
+
+def argo_sees(
+    requests: NDArray[np.int64],
+    failures: NDArray[np.int64],
+    least: float = 0.99,
+    every: int = 1,
+    before: int = 0,
+) -> Outcome:
+    """The same for counts of the canary by the minute."""
+    runs, minutes = requests.shape
     requests, failures = (one.reshape(runs, -1, every).sum(axis=2) for one in (requests, failures))
     failed = (requests == 0) | (failures > (1 - least) * requests * (1 + 1e-12))
     minute = before + every * _first(np.cumsum(failed, axis=1) > 3)
-    return Outcome(minute, np.where(np.isnan(minute), float(before + len(weights)), np.nan))
+    return Outcome(minute, np.where(np.isnan(minute), float(before + minutes), np.nan))
 
 
 def argo_example(rng: np.random.Generator, runs: int, rps: float, canary: float) -> Outcome:
@@ -70,12 +82,26 @@ def flagger(
     rng: np.random.Generator, runs: int, rps: float, canary: float, iterations: int | None = None
 ) -> Outcome:
     """A ramp, or with `iterations` that many passing minutes at 10 %."""
+
+    def draw(_: int, weight: Array) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        requests = rng.poisson(rps * 60 * weight / 100)
+        return requests, rng.binomial(requests, canary)
+
+    return flagger_sees(draw, runs, iterations)
+
+
+def flagger_sees(
+    draw: Callable[[int, Array], tuple[NDArray[np.int64], NDArray[np.int64]]],
+    runs: int,
+    iterations: int | None = None,
+) -> Outcome:
+    """The same for the canary's requests and failures of a minute (from 0) at a weight in percent."""
     weight, fails, passes = np.full(runs, 10.0), np.zeros(runs), np.zeros(runs)
     rejected, promoted = np.full(runs, np.nan), np.full(runs, np.nan)
     for minute in range(1, MINUTES + 1):
         going = np.isnan(rejected) & np.isnan(promoted)
-        requests = rng.poisson(rps * 60 * weight / 100)
-        good = (requests > 0) & (rng.binomial(requests, canary) <= 0.01 * requests)
+        requests, failures = draw(minute - 1, weight)
+        good = (requests > 0) & (failures <= 0.01 * requests)
         fails += going & ~good
         passes += going & good
         rejected[going & (fails >= 5)] = minute
@@ -89,7 +115,12 @@ def flagger(
 def kayenta(rng: np.random.Generator, runs: int, rps: float, canary: float, base: float) -> Outcome:
     requests = rng.poisson(rps * 60 * 0.1, (2, runs, MINUTES))
     errors = rng.binomial(requests, np.array([canary, base])[:, None, None])
-    points = errors / np.maximum(requests, 1)
+    return kayenta_sees(errors / np.maximum(requests, 1))
+
+
+def kayenta_sees(points: Array) -> Outcome:
+    """The same for error rates by the minute [canary and baseline, runs, minutes]."""
+    runs = points.shape[1]
     shifts = np.sort((points[0][:, :, None] - points[1][:, None, :]).reshape(runs, -1), axis=1)
     pairs = MINUTES * MINUTES
     quantile = stats.norm.ppf(0.99)
