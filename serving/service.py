@@ -30,6 +30,7 @@ from serving.jobs.runner import JobRunner
 from serving.jobs.table import JobTable, Release
 from serving.predictions import Predictions
 from serving.redis.link import RedisAbsent, RedisLink
+from serving.self_check import self_check
 from serving.settings import Settings
 from serving.telemetry import Telemetry
 from serving.tracing import Tracer
@@ -90,6 +91,7 @@ class Service:
         """Load and warm up in a thread, then take traffic. StartupError when the model cannot be served."""
         try:
             loaded = await asyncio.to_thread(load_model, self.settings)
+            await asyncio.to_thread(self_check, loaded, self.settings.version)
         except StartupError as error:
             self.state, self.failure = State.FAILED, error
             raise

@@ -13,8 +13,8 @@ import msgspec
 import numpy as np
 
 from serving.arrays import Array
-from serving.errors import ModelFault
 from serving.inference.codec import NUMPY, flattened, value_type
+from serving.inference.outputs import InvalidOutput, OutputColumn, WrongForm
 from serving.inference.rows import (
     Payload,
     RecordPayload,
@@ -27,12 +27,6 @@ from serving.runtimes import RowRuntime, TensorRuntime
 from serving.spec import ModelFile
 
 
-class InvalidOutput(ModelFault):
-    """The model answered, but not what its signature says."""
-
-    title, reason = "The model's answer breaks its signature", "invalid_output"
-
-
 class Engine(Protocol):
     def infer(self, payloads: Sequence[Payload]) -> Sequence[Result]:
         """One result for each payload, in order. Whatever the model raises comes out as it is."""
@@ -42,10 +36,9 @@ class TensorEngine:
     def __init__(self, runtime: TensorRuntime, model: ModelFile) -> None:
         self._run = runtime.run
         self._dtypes = [NUMPY[model.datatype(column)] for column in model.signature.inputs]
-        self._outputs = [
-            (column, column.shape, np.dtype(NUMPY[model.datatype(column)]))
-            for column in model.signature.outputs
-        ]
+        self._axes = [column.batch_axis for column in model.signature.inputs]
+        self._moved = any(self._axes)
+        self._outputs = [OutputColumn(column, model.datatype(column)) for column in model.signature.outputs]
         self._stacked = model.serving.runtime.inputs == "stack"
         self.observed: Callable[[Sequence[Array]], None] | None = None
         """Told about the checked outputs of every batch."""
@@ -59,6 +52,11 @@ class TensorEngine:
         ]
         if self._stacked:
             arrays = [np.stack([array.astype(np.float32, copy=False) for array in arrays], axis=1)]
+        elif self._moved:
+            arrays = [
+                np.ascontiguousarray(np.moveaxis(array, 0, axis)) if axis else array
+                for array, axis in zip(arrays, self._axes, strict=True)
+            ]
         outputs = self._checked(self._run(arrays), total)
         if self.observed is not None:
             self.observed(outputs)
@@ -74,27 +72,8 @@ class TensorEngine:
 
     def _checked(self, outputs: Sequence[Array], rows: int) -> list[Array]:
         if len(outputs) != len(self._outputs):
-            raise InvalidOutput(
-                f"the model gave {len(outputs)} outputs, its signature has {len(self._outputs)}"
-            )
-        checked = []
-        for array, (column, shape, dtype) in zip(outputs, self._outputs, strict=True):
-            if array.shape != (rows, *shape):
-                if array.size != rows * column.elements:
-                    raise InvalidOutput(
-                        f"output {column.name} has shape {array.shape}, expected {(rows, *shape)}"
-                    )
-                array = array.reshape((rows, *shape))
-            if array.dtype != dtype:
-                array = array.astype(dtype)
-            if dtype.kind == "f" and not column.nullable and not np.isfinite(array).all():
-                raise InvalidOutput(f"output {column.name} holds NaN or infinity")
-            if column.minimum is not None and (array < column.minimum).any():
-                raise InvalidOutput(f"output {column.name} is below its minimum {column.minimum}")
-            if column.maximum is not None and (array > column.maximum).any():
-                raise InvalidOutput(f"output {column.name} is above its maximum {column.maximum}")
-            checked.append(np.ascontiguousarray(array))
-        return checked
+            raise WrongForm(f"the model gave {len(outputs)} outputs, its signature has {len(self._outputs)}")
+        return [output.checked(array, rows) for array, output in zip(outputs, self._outputs, strict=True)]
 
 
 class RecordEngine:

@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from serving.errors import Expired, ModelFault, Problem, Unavailable
-from serving.inference.engine import Engine, InvalidOutput
+from serving.inference.engine import Engine
+from serving.inference.outputs import InvalidOutput
 from serving.inference.rows import Payload, Result, joined
 
 logger = logging.getLogger("serving.inference.model")

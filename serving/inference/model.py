@@ -17,6 +17,7 @@ from serving.inference.codec import Codec, make_codec
 from serving.inference.cost import BatchCost
 from serving.inference.engine import RecordEngine, TensorEngine
 from serving.inference.examples import instances_for
+from serving.inference.outputs import WrongForm
 from serving.inference.rows import Payload, joined_payload
 from serving.runtimes import RowRuntime, TensorRuntime, make_runtime
 from serving.settings import Settings
@@ -98,7 +99,7 @@ def warm_up(loaded: LoadedModel) -> Payload | None:
         _timed(loaded, one)
     except Exception as error:
         detail = error.detail if isinstance(error, Problem) else f"{type(error).__name__}: {error}"
-        if recorded or isinstance(loaded.engine, TensorEngine):
+        if recorded or isinstance(loaded.engine, TensorEngine) or isinstance(error, WrongForm):
             raise StartupError(f"{loaded.bundle.folder}: the model fails its warm-up ({detail})") from error
         logger.warning("no warm-up: the model does not take a made-up row; add samples.jsonl (%s)", detail)
         return None
