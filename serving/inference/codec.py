@@ -189,11 +189,13 @@ class TensorCodec:
             rows = [msgspec.structs.astuple(row) for row in self._decoder.rows(body)]
             count, columns = len(rows), [list(column) for column in zip(*rows, strict=True)]
         if count * self._elements > _EAGER_ELEMENTS:
-            columns = [_as_array(column, dtype) for column, dtype in zip(columns, self._dtypes, strict=True)]
+            columns = [
+                _shared(_as_array(column, dtype)) for column, dtype in zip(columns, self._dtypes, strict=True)
+            ]
         return TensorPayload(count, columns, count * self._row_bytes)
 
     def payload(self, columns: dict[str, Array]) -> TensorPayload:
-        arrays: list[Values] = [columns[column.name] for column in self._inputs]
+        arrays: list[Values] = [_shared(columns[column.name]) for column in self._inputs]
         count = len(columns[self._inputs[0].name])
         return TensorPayload(count, arrays, sum(array.nbytes for array in columns.values()))
 
@@ -245,7 +247,7 @@ class TensorCodec:
                 continue
             if isinstance(values, list):
                 # The batch is made of the same arrays afterwards: one conversion for both.
-                columns[index] = values = array_of(values, dtype)
+                columns[index] = values = _shared(array_of(values, dtype))
             value = values[row]
             if value.dtype != dtype:
                 value = value.astype(dtype)
@@ -409,6 +411,13 @@ def _as_array(part: Values, dtype: Any) -> Array:
     if isinstance(part, Vectors):
         return part.array()
     return array_of(part, dtype) if isinstance(part, list) else np.asarray(part, dtype=dtype)
+
+
+def _shared(array: Array) -> Array:
+    """Read-only: a model that changes its input in place gets a copy, and who reads the rows later does
+    not."""
+    array.setflags(write=False)
+    return array
 
 
 def array_of(rows: list[Any], dtype: Any) -> Array:

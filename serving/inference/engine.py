@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-import msgspec
 import numpy as np
 
 from serving.arrays import Array
-from serving.inference.codec import NUMPY, flattened, value_type
-from serving.inference.outputs import InvalidOutput, OutputColumn, WrongForm
+from serving.inference.codec import NUMPY, flattened
+from serving.inference.outputs import OutputColumn, WrongForm
+from serving.inference.records import RecordInputs, RecordOutputs
 from serving.inference.rows import (
     Payload,
     RecordPayload,
@@ -79,25 +79,14 @@ class TensorEngine:
 class RecordEngine:
     def __init__(self, runtime: RowRuntime, model: ModelFile) -> None:
         self._predict = runtime.predict
-        fields: list[Any] = []
-        for index, column in enumerate(model.signature.outputs):
-            kind = value_type(column, model.datatype(column))
-            fields.append((f"f{index}", kind, None) if column.nullable else (f"f{index}", kind))
-        row = msgspec.defstruct(
-            "Output",
-            fields,
-            rename={f"f{index}": column.name for index, column in enumerate(model.signature.outputs)},
-            forbid_unknown_fields=True,
-            kw_only=True,
-        )
-        self._type: Any = list[row]  # type: ignore[valid-type]
-        self._optional = [column.name for column in model.signature.outputs if column.nullable]
+        self._inputs = RecordInputs(model)
+        self._outputs = RecordOutputs(model)
         self.observed: Callable[[Sequence[dict[str, Any]]], None] | None = None
 
     def infer(self, payloads: Sequence[Payload]) -> list[Result]:
         records = [payload for payload in payloads if isinstance(payload, RecordPayload)]
-        rows = [row for record in records for row in record.rows]
-        outputs = self._checked(self._predict(rows), len(rows))
+        rows = self._inputs.copied(records)
+        outputs = self._outputs.checked(self._predict(rows), sum(record.count for record in records))
         if self.observed is not None:
             self.observed(outputs)
         results: list[Result] = []
@@ -106,31 +95,3 @@ class RecordEngine:
             results.append(RecordResult(outputs[start : start + record.count]))
             start += record.count
         return results
-
-    def _checked(self, outputs: object, rows: int) -> list[dict[str, Any]]:
-        if not isinstance(outputs, list) or len(outputs) != rows:
-            found = f"{len(outputs)} rows" if isinstance(outputs, list) else type(outputs).__name__
-            raise InvalidOutput(f"predict() gave {found}, expected a list of {rows} dicts")
-        try:
-            msgspec.convert(outputs, self._type)
-        except msgspec.ValidationError:
-            # numpy scalars and arrays are fine as values; they are made plain before the second look.
-            outputs = [_plain(row) for row in outputs]
-            try:
-                msgspec.convert(outputs, self._type)
-            except msgspec.ValidationError as error:
-                raise InvalidOutput(f"predict() gave a bad row: {error}") from None
-        for name in self._optional:
-            for row in outputs:
-                row.setdefault(name, None)
-        return outputs
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray | np.generic):
-        return value.tolist()
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,6 +22,14 @@ class HandlerRuntime:
                 raise StartupError(
                     f"{folder / spec.handler}: no function {name}(); see the handler's contract"
                 )
+        for name in ("load", "predict"):
+            if inspect.iscoroutinefunction(getattr(module, name)):
+                raise StartupError(
+                    f"{folder / spec.handler}: {name}() is async; write `def {name}`: predict() runs in a "
+                    "thread of its own"
+                )
+        if inspect.isgeneratorfunction(module.predict) or inspect.isasyncgenfunction(module.predict):
+            raise StartupError(f"{folder / spec.handler}: predict() yields; return a list with a dict a row")
         # A handler need not use torch; asking for a device must not import it then.
         device = (
             "cpu" if spec.device == "cpu" else choose_device(spec.device, import_torch=spec.device == "cuda")
