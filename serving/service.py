@@ -19,7 +19,8 @@ from serving.access import ApiKeys, RateLimit, client_of
 from serving.cache.cache import RedisCache, pays
 from serving.cache.recent import RecentAnswers
 from serving.errors import BadRequest, Invalid, Problem, StartupError, Unavailable
-from serving.exchange import Answer, BodyReader, Call, check_json_type, decompressed, fitting
+from serving.encodings import decompressed
+from serving.exchange import Answer, BodyReader, Call, check_json_type, fitting
 from serving.inference.batcher import Batcher
 from serving.inference.codec import invalid
 from serving.inference.engine import RecordEngine
