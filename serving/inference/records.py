@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from serving.inference.codec import NUMPY, value_type
+from serving.inference.codec import MOST_UINT64, NUMPY, largest, value_type
 from serving.inference.outputs import InvalidOutput, WrongForm
 from serving.inference.rows import RecordPayload
 from serving.spec import ModelFile
@@ -28,7 +28,6 @@ _NO_LIST = {
     "coroutine": "; write `def predict` without async: it runs in a thread of its own",
     "generator": "; return a list instead of yielding rows",
 }
-_MOST_UINT64 = 2**64 - 1
 
 
 class RecordInputs:
@@ -99,8 +98,8 @@ class RecordOutputs:
                 row.setdefault(name, None)
         for name in self._wide:
             for row in answers:
-                if _largest(row[name]) > _MOST_UINT64:
-                    raise InvalidOutput(f"predict() gave a bad row: {name} is above {_MOST_UINT64}")
+                if largest(row[name]) > MOST_UINT64:
+                    raise InvalidOutput(f"predict() gave a bad row: {name} is above {MOST_UINT64}")
         return answers
 
     def _plain_row(self, row: Any) -> Any:
@@ -117,12 +116,6 @@ def _copied(value: Any, rank: int) -> Any:
     if not isinstance(value, list | tuple):
         return value
     return list(value) if rank == 1 else [_copied(item, rank - 1) for item in value]
-
-
-def _largest(value: Any) -> int:
-    if isinstance(value, list):
-        return max((_largest(item) for item in value), default=0)
-    return value or 0
 
 
 def _plain(value: Any) -> Any:
