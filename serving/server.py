@@ -20,6 +20,7 @@ from collections.abc import Generator
 import uvicorn
 
 from serving.errors import StartupError
+from serving.forks import end_children, listening_on, separate_children
 from serving.http.edge import Application, Edge
 from serving.http.protocol import GuardedProtocol
 from serving.service import Service
@@ -39,6 +40,12 @@ class UvicornServer(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for server in getattr(self, "servers", []):
+            for listener in server.sockets:
+                listening_on(listener.getsockname()[1])
 
 
 class ModelServer:
@@ -86,6 +93,8 @@ class ModelServer:
         if signals:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self.leave)
+            # Before the model is loaded, which may fork.
+            separate_children(self._settings.port if sockets is None else sockets[0].getsockname()[1])
         start = loop.create_task(self._start())
         guard = loop.create_task(self._guard())
         try:
@@ -103,6 +112,8 @@ class ModelServer:
             return int(error.code or 1)
         finally:
             guard.cancel()
+            if signals:
+                await asyncio.to_thread(end_children)
         if not start.done():
             # The loading thread cannot be interrupted, and nothing that it does must be finished.
             logger.info("stopped while starting")
@@ -170,6 +181,7 @@ def _application(service: Service, inference: OpenInference) -> Application:
 
 
 def _flush_and_leave(code: int) -> None:
+    end_children(all_at_once=True)
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -47,6 +48,8 @@ def import_handler(path: Path) -> ModuleType:
     if spec is None or spec.loader is None or not path.is_file():
         raise StartupError(f"{path}: not there; add it or name another one in serving.runtime.handler")
     module = importlib.util.module_from_spec(spec)
+    # Pickle and dataclasses look a class's module up by its name.
+    sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
     except Exception as error:
