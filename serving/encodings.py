@@ -1,4 +1,4 @@
-"""Content-Encoding in both directions: all of a body is read, or it is refused."""
+"""Content-Encoding of requests: all of a body is read, or it is refused."""
 
 from __future__ import annotations
 
@@ -10,9 +10,6 @@ _GZIP = (b"gzip", b"x-gzip")
 _SLICE = 4096
 """What is left over when a member ends is copied, so a body of many members is read in small pieces."""
 _MOST_MEMBERS = 20_000
-COMPRESS_BYTES = 4096
-"""Smaller answers are not worth the time."""
-_LEVEL = 1
 
 
 def decompressed(body: bytes, encoding: bytes, limit: int) -> bytes:
@@ -75,18 +72,3 @@ def _gunzipped(body: bytes, limit: int) -> bytes:
 
 def _too_large(limit: int) -> TooLarge:
     return TooLarge(f"the body may have at most {limit} bytes after decompression")
-
-
-def accepts_gzip(accept: bytes) -> bool:
-    """Whether an Accept-Encoding names gzip, and not with q=0."""
-    for offer in accept.lower().split(b","):
-        name, _, weight = offer.partition(b";")
-        if name.strip() in (*_GZIP, b"*"):
-            return weight.replace(b" ", b"") not in (b"q=0", b"q=0.0", b"q=0.00", b"q=0.000")
-    return False
-
-
-def gzipped(body: bytes) -> bytes:
-    """At the fastest level: the time of the server is dearer than the last tenth of the size."""
-    writer = zlib.compressobj(_LEVEL, zlib.DEFLATED, 31)
-    return writer.compress(body) + writer.flush()

@@ -1,9 +1,9 @@
 """What a forked child of the server must not keep: our signal handlers, and our connections.
 
-A handler may use multiprocessing, which forks. The child would inherit the event loop's wake-up descriptor, and a
-SIGTERM to it (`with Pool(2)` sends one at its end) would drain the server. It would also hold the listening
-socket and every connection open: clients that wait for the end of an answer would wait for the child, and the
-port would stay taken when the server has gone.
+A handler may use multiprocessing, which forks. The child would inherit the event loop's wake-up descriptor,
+and a SIGTERM to it (`with Pool(2)` sends one at its end) would drain the server. It would also hold the
+listening socket and every connection open: clients that wait for the end of an answer would wait for the
+child, and the port would stay taken when the server has gone.
 """
 
 from __future__ import annotations
@@ -77,9 +77,9 @@ def _is_ours(descriptor: int) -> bool:
 
 
 def end_children(*, all_at_once: bool = False) -> None:
-    """End what a handler has started with multiprocessing and the interpreter would wait for. A pool's workers
-    are the interpreter's to end, unless it does not get to it: terminated from outside, they keep the pool's
-    locks."""
+    """End what a handler has started with multiprocessing and the interpreter would wait for. A pool's
+    workers are the interpreter's to end, unless it does not get to it: terminated from outside, they keep
+    the pool's locks."""
     multiprocessing = sys.modules.get("multiprocessing")
     if multiprocessing is None:
         return

@@ -31,6 +31,8 @@ from serving.v2.routes import OpenInference
 logger = logging.getLogger("serving")
 
 _LONGEST_SETTLE_SECONDS = 5.0
+_UNREAD_SECONDS = 60.0
+"""Connections of clients that have read none of their answers for that long are closed."""
 BACKLOG = 2048
 
 
@@ -151,6 +153,7 @@ class ModelServer:
                 if isinstance(connection, GuardedProtocol):
                     connection.close_if_head_is_late(now - limit)
                     connection.close_if_idle(now - self._settings.keep_alive_seconds)
+                    connection.close_if_unread(now - _UNREAD_SECONDS)
 
     def leave(self) -> None:
         """Begin to drain; what SIGTERM does."""
