@@ -12,8 +12,8 @@ from fastapi import FastAPI, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.exceptions import HTTPException
 
-from serving.errors import NotFound, Problem, WrongMethod
 from serving.access import OPEN_ROUTES
+from serving.errors import NotFound, Problem, WrongMethod
 from serving.exchange import Answer, Call, Handler, answered, problem_answer
 from serving.http.jobs import BatchPredict
 from serving.openapi.document import describe

@@ -18,10 +18,9 @@ from typing import Any
 import numpy as np
 import orjson
 
-from serving.errors import Problem, StartupError
+from serving.errors import InvalidOutput, Problem, StartupError, WrongForm
 from serving.inference.examples import different_rows, recorded_instances
 from serving.inference.model import LoadedModel
-from serving.inference.outputs import InvalidOutput, WrongForm
 from serving.inference.rows import Payload, Result, joined_payload, separated
 from serving.spec import Column
 from serving.v2.protocol import Protocol, Wanted

@@ -23,6 +23,7 @@ from serving.errors import StartupError
 from serving.forks import end_children, listening_on, separate_children
 from serving.http.edge import Application, Edge
 from serving.http.protocol import GuardedProtocol
+from serving.self_check import self_check
 from serving.service import Service
 from serving.settings import Settings
 from serving.telemetry import Telemetry
@@ -53,7 +54,7 @@ class UvicornServer(uvicorn.Server):
 class ModelServer:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self.service = Service(settings, Telemetry())
+        self.service = Service(settings, Telemetry(), self_check)
         inference = OpenInference(self.service)
         edge = Edge(self.service, inference, lambda: _application(self.service, inference))
         self._edge = edge

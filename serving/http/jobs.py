@@ -14,8 +14,8 @@ from urllib.parse import parse_qs
 import orjson
 from msgspec import UNSET
 
-from serving.errors import BadRequest, Invalid, NotFound, Problem, Unavailable
 from serving.encodings import decompressed
+from serving.errors import BadRequest, Invalid, NotFound, Problem, Unavailable
 from serving.exchange import JSON, Answer, Call, Handler
 from serving.jobs.chunks import Chunks
 from serving.jobs.inputs import (

@@ -12,8 +12,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from serving.arrays import Array
+from serving.errors import WrongForm
 from serving.inference.codec import NUMPY, flattened
-from serving.inference.outputs import OutputColumn, WrongForm
+from serving.inference.outputs import OutputColumn
 from serving.inference.records import RecordInputs, RecordOutputs
 from serving.inference.rows import (
     Payload,

@@ -9,9 +9,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from serving.errors import Expired, ModelFault, Problem, Unavailable
+from serving.errors import Expired, InvalidOutput, ModelFault, Problem, Unavailable
 from serving.inference.engine import Engine
-from serving.inference.outputs import InvalidOutput
 from serving.inference.rows import Payload, Result, joined
 
 logger = logging.getLogger("serving.inference.model")

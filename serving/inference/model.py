@@ -11,13 +11,12 @@ from dataclasses import dataclass, replace
 
 import orjson
 
-from serving.errors import Problem, StartupError
+from serving.errors import Problem, StartupError, WrongForm
 from serving.inference.bundle import Bundle, load_bundle
 from serving.inference.codec import Codec, make_codec
 from serving.inference.cost import BatchCost
 from serving.inference.engine import RecordEngine, TensorEngine
 from serving.inference.examples import instances_for
-from serving.inference.outputs import WrongForm
 from serving.inference.rows import Payload, joined_payload
 from serving.runtimes import RowRuntime, TensorRuntime, make_runtime
 from serving.settings import Settings

@@ -12,19 +12,9 @@ from typing import Any
 import numpy as np
 
 from serving.arrays import Array
-from serving.errors import ModelFault
+from serving.errors import InvalidOutput, WrongForm
 from serving.inference.codec import NUMPY
 from serving.spec import Column, Datatype
-
-
-class InvalidOutput(ModelFault):
-    """The model answered, but not what its signature says."""
-
-    title, reason = "The model's answer breaks its signature", "invalid_output"
-
-
-class WrongForm(InvalidOutput):
-    """Axes, types or names that no input can make right. Found at start, it keeps the server from ready."""
 
 
 class OutputColumn:

@@ -17,8 +17,8 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from serving.errors import InvalidOutput, WrongForm
 from serving.inference.codec import MOST_UINT64, NUMPY, largest, value_type
-from serving.inference.outputs import InvalidOutput, WrongForm
 from serving.inference.rows import RecordPayload
 from serving.spec import ModelFile
 

@@ -17,8 +17,7 @@ from typing import Any
 import torch
 
 from serving.arrays import Array
-from serving.errors import StartupError
-from serving.inference.outputs import WrongForm
+from serving.errors import StartupError, WrongForm
 from serving.runtimes.devices import choose_device, cpu_quota
 from serving.runtimes.handler import import_handler
 from serving.runtimes.layout import lay_out

@@ -16,8 +16,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from serving.errors import BadRequest, Invalid, Problem, TooLarge
 from serving.encodings import decompressed
+from serving.errors import BadRequest, Invalid, Problem, TooLarge
 from serving.inference.codec import make_codec
 from serving.jobs.inputs import rows_of
 from serving.spec import read_model_file
@@ -61,6 +61,17 @@ def test_every_member_of_a_gzip_body_is_read(client: httpx.Client, cut: int, enc
         (zlib.compress(BODY) + b"garbage", "deflate", 400, "7 bytes follow"),
         (zlib.compress(BODY)[:-2], "deflate", 400, "truncated"),
         (gzip.compress(b"[") + gzip.compress(b" " * (17 << 20)), "gzip", 413, "after decompression"),
+    ],
+    # The bytes of gzip hold the time.
+    ids=[
+        "garbage behind gzip",
+        "second member cut",
+        "garbage behind padding",
+        "wrong sum",
+        "empty",
+        "garbage behind deflate",
+        "deflate cut",
+        "too large",
     ],
 )
 def test_a_compressed_body_that_is_not_read_to_its_end_is_refused(
