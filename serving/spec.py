@@ -44,6 +44,9 @@ class Column(Section):
     nullable: bool = False
     minimum: float | None = None
     maximum: float | None = None
+    batch_axis: int = Field(default=0, ge=0, le=8)
+    """The axis of the model's own tensor that is the rows, where it is not the first one: 1 for the states
+    of a recurrent layer. Clients always have rows first."""
     description: str = ""
     personal: Literal["hash", "drop"] | None = None
     """Personal data: sampled rows leave the server without it, or with a keyed hash in its place."""
@@ -61,6 +64,8 @@ class Column(Section):
             raise ValueError(f"{self.name}: minimum and maximum are for numbers and integers")
         if self.minimum is not None and self.maximum is not None and self.minimum > self.maximum:
             raise ValueError(f"{self.name}: minimum is above maximum")
+        if self.batch_axis > len(self.shape):
+            raise ValueError(f"{self.name}: batch_axis {self.batch_axis} is beyond the axes of its shape")
         return self
 
     @property
@@ -209,6 +214,11 @@ class ServingSpec(Section):
     monitor: MonitorSpec = MonitorSpec()
     datatypes: dict[str, Datatype] = Field(default_factory=dict)
     """Where the default (FP32, INT64, BOOL, BYTES; FP64 for a handler's scalars) is not a column's."""
+    deterministic: bool = True
+    """False where equal rows may get different answers (sampling, dropout that is meant): the self-check at
+    start compares no answers then. Shapes and types are checked all the same."""
+    tolerance: float = Field(default=1e-3, ge=0, le=1)
+    """How far a row's numbers may be from each other alone and in a batch, as a share of the largest one."""
     processing_version: str = "1"
     """Part of every cache key; raise it when the handler's arithmetic changes without a new version."""
 
@@ -243,6 +253,12 @@ class ModelFile(BaseModel):
             raise ValueError("serving.runtime.inputs: 'stack' is for scalar inputs only")
         if runtime.inputs == "stack" and any(column.type == "string" for column in self.signature.inputs):
             raise ValueError("serving.runtime.inputs: strings cannot be stacked into a tensor")
+        if runtime.kind == "handler" or runtime.inputs == "stack":
+            moved = [column.name for column in self.signature.inputs if column.batch_axis]
+            if runtime.kind == "handler":
+                moved += [column.name for column in self.signature.outputs if column.batch_axis]
+            if moved:
+                raise ValueError(f"{moved[0]}: batch_axis is for models that take and give a tensor a column")
         if runtime.kind != "handler":
             for column in self.signature.inputs:
                 if column.nullable and column.type != "number":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,6 +23,14 @@ class HandlerRuntime:
                 raise StartupError(
                     f"{folder / spec.handler}: no function {name}(); see the handler's contract"
                 )
+        for name in ("load", "predict"):
+            if inspect.iscoroutinefunction(getattr(module, name)):
+                raise StartupError(
+                    f"{folder / spec.handler}: {name}() is async; write `def {name}`: predict() runs in a "
+                    "thread of its own"
+                )
+        if inspect.isgeneratorfunction(module.predict) or inspect.isasyncgenfunction(module.predict):
+            raise StartupError(f"{folder / spec.handler}: predict() yields; return a list with a dict a row")
         # A handler need not use torch; asking for a device must not import it then.
         device = (
             "cpu" if spec.device == "cpu" else choose_device(spec.device, import_torch=spec.device == "cuda")
@@ -38,6 +48,8 @@ def import_handler(path: Path) -> ModuleType:
     if spec is None or spec.loader is None or not path.is_file():
         raise StartupError(f"{path}: not there; add it or name another one in serving.runtime.handler")
     module = importlib.util.module_from_spec(spec)
+    # Pickle and dataclasses look a class's module up by its name.
+    sys.modules[spec.name] = module
     try:
         spec.loader.exec_module(module)
     except Exception as error:

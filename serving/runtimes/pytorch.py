@@ -17,10 +17,11 @@ from typing import Any
 import torch
 
 from serving.arrays import Array
-from serving.errors import StartupError
+from serving.errors import StartupError, WrongForm
 from serving.runtimes.devices import choose_device, cpu_quota
 from serving.runtimes.handler import import_handler
 from serving.runtimes.layout import lay_out
+from serving.runtimes.names import argument_names, argument_order
 from serving.spec import ModelFile, RuntimeSpec
 
 _ONE_THREAD_BELOW_SECONDS = 0.003
@@ -40,6 +41,9 @@ class PyTorchRuntime:
         self._names = [column.name for column in model.signature.outputs]
         self._dtype = None if spec.dtype == "float32" else getattr(torch, spec.dtype)
         module = self._load(spec, folder)
+        wanted = ["inputs"] if spec.inputs == "stack" else [column.name for column in model.signature.inputs]
+        order = argument_order(folder / (spec.file or ""), wanted, argument_names(module))
+        self._order = order if order != sorted(order) else None
         self._undo_layout: Callable[[], None] | None = None
         if self._device == "cpu" and isinstance(module, torch.nn.Module):
             self._undo_layout = lay_out(module)
@@ -53,12 +57,14 @@ class PyTorchRuntime:
         if getattr(self._settled, "threads", 0) != self._threads:
             torch.set_num_threads(self._threads)
             self._settled.threads = self._threads
+        if self._order is not None:
+            inputs = [inputs[place] for place in self._order]
         with torch.inference_mode():
             if self._plain:
                 answer = self._module(*[_tensor(array) for array in inputs])
                 if isinstance(answer, torch.Tensor):
-                    return [answer.numpy()]
-                return [tensor.numpy() for tensor in self._ordered(answer)]
+                    return [_array(answer)]
+                return [_array(tensor) for tensor in self._ordered(answer)]
             return self._run_converted(inputs)
 
     def _run_first(self, undo: Callable[[], None], inputs: Sequence[Array]) -> list[Array]:
@@ -94,7 +100,7 @@ class PyTorchRuntime:
         try:
             answer = self._module(*[self._moved(_tensor(array)) for array in inputs])
             tensors = [answer] if isinstance(answer, torch.Tensor) else self._ordered(answer)
-            return [self._returned(tensor) for tensor in tensors]
+            return [_array(tensor.cpu()) for tensor in tensors]
         except torch.cuda.OutOfMemoryError:
             torch.cuda.empty_cache()
             raise MemoryError("the batch does not fit into the device's memory") from None
@@ -111,16 +117,30 @@ class PyTorchRuntime:
             tensor = tensor.to(self._dtype)
         return tensor
 
-    def _returned(self, tensor: torch.Tensor) -> Array:
-        if tensor.dtype in (torch.bfloat16, torch.float16):
-            tensor = tensor.float()
-        array: Array = tensor.cpu().numpy()
-        return array
-
     def _ordered(self, answer: Any) -> list[torch.Tensor]:
+        """By name where the answer has names, else in the order of the signature."""
+        names = getattr(answer, "_fields", None)
+        if names is not None and set(self._names) <= set(names):
+            answer = answer._asdict()
         if isinstance(answer, dict):
+            missing = [name for name in self._names if name not in answer]
+            if missing and len(answer) == len(self._names) == 1:
+                return list(answer.values())
+            if missing:
+                raise WrongForm(f"the model gives {', '.join(answer)}, and no {', '.join(missing)}")
             return [answer[name] for name in self._names]
-        return list(answer)
+        if not isinstance(answer, tuple | list):
+            raise WrongForm(f"the model gives a {type(answer).__name__}, expected tensors")
+        tensors: list[torch.Tensor] = []
+        for tensor in answer:
+            # A recurrent layer's states come as a tuple within the tuple.
+            tensors += tensor if isinstance(tensor, tuple | list) else [tensor]
+        for tensor in tensors:
+            if not isinstance(tensor, torch.Tensor):
+                raise WrongForm(
+                    f"the model gives a {type(tensor).__name__} among its outputs, expected tensors"
+                )
+        return tensors
 
     def _load(self, spec: RuntimeSpec, folder: Path) -> Any:
         assert spec.file is not None
@@ -165,6 +185,15 @@ class PyTorchRuntime:
 def _tensor(array: Array) -> torch.Tensor:
     """Tensors share memory with their array, which must be aligned and writable for that."""
     return torch.from_numpy(array if array.flags.carray else array.copy())
+
+
+def _array(tensor: torch.Tensor) -> Array:
+    """A copy: the tensor may be a part of the model, which its next call changes while this answer is
+    read."""
+    if tensor.dtype in (torch.bfloat16, torch.float16):
+        tensor = tensor.float()
+    array: Array = tensor.numpy().copy()
+    return array
 
 
 def detect_format(path: Path) -> str:
