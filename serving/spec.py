@@ -6,7 +6,7 @@ The other sections belong to the control plane, which checks them itself; they a
 from __future__ import annotations
 
 import math
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import yaml
@@ -103,6 +103,14 @@ class RuntimeSpec(Section):
     """`columns`: one tensor for each input; `stack`: scalar inputs become one tensor (rows, inputs)."""
     trust_pickle: bool = False
     """Allow formats that can run code while they are read. Only for files you made yourself."""
+
+    @field_validator("file", "handler")
+    @classmethod
+    def _path_stays_in_the_bundle(cls, path: str | None) -> str | None:
+        parts = PurePosixPath(path or "").parts
+        if path is not None and (not parts or parts[0] == "/" or ".." in parts or "\\" in path):
+            raise ValueError("leaves the model's folder; put the file into it and give its path from there")
+        return path
 
     @model_validator(mode="after")
     def _file_is_named(self) -> RuntimeSpec:

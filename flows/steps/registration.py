@@ -2,88 +2,117 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.domain.errors import ArtifactCorrupt, SpecInvalid
 from flows.domain.release import Release
 from flows.domain.spec import ModelSpec, parse_spec
+from flows.domain.verification import parse_samples
+from flows.steps.bundling import contents, lay_out, refuse_too_large
 from flows.wiring import ControlPlane
 
 if TYPE_CHECKING:
     import pandas
 
-BESIDE_THE_MODEL = ("handler.py", "samples.jsonl")
-"""Files of a model's folder that belong to the bundle, when they are there."""
+Say = Callable[[str], None]
 
 
 def register_release(
     plane: ControlPlane,
     folder: Path,
-    artifact: Path,
+    artifacts: Sequence[Path] | Path = (),
     version: int | None = None,
     training: Path | None = None,
     holdout: Path | None = None,
+    say: Say = lambda _line: None,
 ) -> Release:
     """Check a model's folder, put its bundle into the artifact store, add the release to the registry.
 
-    `folder` holds `model.yaml`, `samples.jsonl` and perhaps `handler.py`; `artifact` is the trained file;
+    `folder` holds `model.yaml`, `samples.jsonl` and whatever else the model needs (`flows.steps.bundling`);
+    `artifacts` are trained files or folders that lie elsewhere;
     `training` the rows it was trained on (Parquet), from which the reference of later drift checks is made;
     `holdout` rows that it has not learned, with its predictions and their outcomes: how good it is, and what
     its answers look like. It may be the same file, when the predictions in it are out of fold.
     Raises SpecInvalid (file, key, what is allowed), ArtifactCorrupt, ReleaseExists. The same content under
     the same version is the same release.
     """
-    spec, text = check_folder(folder)
+    spec, text = read_spec(folder)
     if holdout is not None and training is None:
         raise SpecInvalid("a holdout needs the training rows beside it; give both, or neither")
-    if not artifact.is_file():
-        raise ArtifactCorrupt(f"{artifact}: no such file; give the trained model's file")
+    given = [artifacts] if isinstance(artifacts, Path) else list(artifacts)
+    rows = [path for path in (training, holdout) if path is not None]
+    found = contents(folder, given, model_file(spec), rows)
+    refuse_too_large(found, plane.settings.bundle_limit_bytes)
     chosen = version or _next_version(plane, spec.name)
-    with tempfile.TemporaryDirectory(prefix="modelserve-bundle-") as name:
-        bundle = Path(name)
-        shutil.copyfile(folder / "model.yaml", bundle / "model.yaml")
-        shutil.copyfile(artifact, bundle / _model_file(spec, artifact))
-        for beside in BESIDE_THE_MODEL:
-            source = _first(artifact.parent / beside, folder / beside)
-            if source is not None:
-                shutil.copyfile(source, bundle / beside)
+    for line in found.lines():
+        say(line)
+    with _staging(plane) as bundle:
+        lay_out(found, bundle)
+        check_folder(bundle, folder)
+        require_samples(bundle, folder)
         if training is not None:
             _write_reference(training, holdout, spec, bundle / "reference.json")
         uri, sha256 = plane.artifacts.put_bundle(bundle, spec.name, chosen)
     return plane.registry.register(Release(spec.name, chosen, uri, sha256), text)
 
 
-def check_folder(folder: Path) -> tuple[ModelSpec, str]:
-    """The folder's spec and its text, checked by the flows and by the server. Raises SpecInvalid."""
+def read_spec(folder: Path) -> tuple[ModelSpec, str]:
+    """The folder's spec, checked by the flows, and its text. Raises SpecInvalid."""
     path = folder / "model.yaml"
     try:
         text = path.read_text()
     except OSError as error:
         raise SpecInvalid(f"{path}: {error.strerror}; a model's folder needs a model.yaml") from error
-    spec = parse_spec(text, str(path))
-    # The server checks its own section, in its own process: the two packages never import each other.
+    return parse_spec(text, str(path)), text
+
+
+def check_folder(folder: Path, shown: Path | None = None) -> None:
+    """Let the server check the folder, its section and its files. Raises SpecInvalid; `shown` is the folder's
+    name in messages."""
+    # In a process of its own: the two packages never import each other.
     done = subprocess.run(
         [sys.executable, "-m", "serving", "check", str(folder)], capture_output=True, text=True, check=False
     )
     if done.returncode:
         problems = (done.stdout.strip() or done.stderr.strip()).splitlines()
-        raise SpecInvalid("; ".join(problems[-5:]))
-    return spec, text
+        raise SpecInvalid("; ".join(problems[-5:]).replace(str(folder), str(shown or folder)))
 
 
-def _model_file(spec: ModelSpec, artifact: Path) -> str:
+def require_samples(bundle: Path, shown: Path) -> None:
+    """A bundle whose answers nobody knows could never be promoted: SpecInvalid says what to do."""
+    path = bundle / "samples.jsonl"
+    if not path.is_file():
+        raise SpecInvalid(
+            f"{shown / path.name}: not there; only a release that answers known requests is promoted; write "
+            'a line {"instances": [{…}], "predictions": [{…}], "tolerance": 0.001} with an answer you know'
+        )
+    samples = parse_samples(path.read_text(), str(shown / path.name))
+    if all(sample.status != 200 for sample in samples):
+        raise SpecInvalid(
+            f"{shown / path.name}: refusals only; add a request that is answered, with its predictions"
+        )
+
+
+def model_file(spec: ModelSpec) -> str | None:
+    """`serving.runtime.file`, where the spec has one."""
     runtime = spec.serving.get("runtime")
     named = runtime.get("file") if isinstance(runtime, dict) else None
-    return str(named or artifact.name)
+    return named if isinstance(named, str) else None
 
 
-def _first(*paths: Path) -> Path | None:
-    return next((path for path in paths if path.is_file()), None)
+@contextmanager
+def _staging(plane: ControlPlane) -> Iterator[Path]:
+    """A folder on the disk of the state: the temporary one lies in memory on many machines."""
+    place = plane.settings.state / "staging"
+    place.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="bundle-", dir=place) as name:
+        yield Path(name)
 
 
 def _next_version(plane: ControlPlane, model: str) -> int:
@@ -98,6 +127,7 @@ def _write_reference(training: Path, holdout: Path | None, spec: ModelSpec, targ
     rows = _rows(training)
     unlearned = None if holdout is None else _rows(holdout)
     profile = make_profile(rows, spec.signature, spec.drift, model=spec.name, holdout=unlearned)
+    target.unlink(missing_ok=True)  # it may be a link to a file of the folder
     target.write_text(profile.to_json())
 
 

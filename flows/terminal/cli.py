@@ -27,7 +27,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    epilog="Start here: modelserve up, modelserve register FOLDER ARTIFACT, modelserve promote MODEL 1",
+    epilog="Start here: modelserve up, modelserve register FOLDER, modelserve promote MODEL 1",
 )
 NO_TERMINAL_WIDTH = 120
 # What others said is printed as they said it: `:x:` is no cross here, `[foo]` no style.
@@ -165,7 +165,10 @@ def prepare_images() -> None:
 @app.command(rich_help_panel="Releases")
 def register(
     folder: Annotated[Path, typer.Argument(help="The model's folder, with model.yaml.", show_default=False)],
-    artifact: Annotated[Path, typer.Argument(help="The trained model's file.", show_default=False)],
+    artifacts: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Trained files or folders that lie elsewhere.", show_default=False),
+    ] = None,
     version: Annotated[
         int | None, typer.Option(help="Version number; the next free one if not given.", min=1)
     ] = None,
@@ -178,10 +181,14 @@ def register(
         typer.Option(help="Rows it has not learned, with its predictions and outcomes: how good it is."),
     ] = None,
 ) -> None:
-    """Check a model, put its bundle into the artifact store and add it to the registry as a release."""
+    """Check a model, put its bundle into the artifact store and add it to the registry as a release.
+
+    The bundle is everything in FOLDER, but what [bold].modelserveignore[/] (as .gitignore) leaves out. One
+    ARTIFACT takes the name that serving.runtime.file wants; several keep their own.
+    """
     from flows.steps.registration import register_release
 
-    release = register_release(plane(), folder, artifact, version, training, holdout)
+    release = register_release(plane(), folder, artifacts or (), version, training, holdout, say)
     say(f"registered {release.name} (sha256 {release.sha256[:12]}…)")
     say(f"next: modelserve promote {release.model} {release.version} --watch")
 

@@ -19,8 +19,8 @@ import torch
 from serving.arrays import Array
 from serving.errors import StartupError
 from serving.runtimes.devices import choose_device, cpu_quota
-from serving.runtimes.handler import import_handler
 from serving.runtimes.layout import lay_out
+from serving.runtimes.modules import import_handler
 from serving.spec import ModelFile, RuntimeSpec
 
 _ONE_THREAD_BELOW_SECONDS = 0.003
@@ -139,7 +139,7 @@ class PyTorchRuntime:
                 module: Any = torch.jit.load(str(path), map_location=self._device)  # type: ignore[no-untyped-call]
             module.eval()
         else:
-            module = self._from_state(path, folder / spec.handler, spec.trust_pickle)
+            module = self._from_state(path, folder, spec)
         return module.to(self._device, self._dtype) if self._dtype is not None else module.to(self._device)
 
     def _exported(self, path: Path, trust_pickle: bool) -> Any:
@@ -152,12 +152,14 @@ class PyTorchRuntime:
             module = move_to_device_pass(program, self._device).module()
         return module.to(self._dtype) if self._dtype is not None else module
 
-    def _from_state(self, path: Path, handler: Path, trust_pickle: bool) -> Any:
-        build = getattr(import_handler(handler), "build", None)
+    def _from_state(self, path: Path, folder: Path, spec: RuntimeSpec) -> Any:
+        build = getattr(import_handler(folder, spec.handler), "build", None)
         if not callable(build):
-            raise StartupError(f"{handler}: no function build() that returns the module for {path.name}")
+            raise StartupError(
+                f"{folder / spec.handler}: no function build() that returns the module for {path.name}"
+            )
         module = build()
-        state = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
+        state = torch.load(path, map_location="cpu", weights_only=not spec.trust_pickle)
         module.load_state_dict(state)
         return module.eval()
 
