@@ -10,12 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flows.adapters.packages import LOCK
 from flows.domain.errors import ArtifactCorrupt, SpecInvalid
 from flows.domain.release import Release
 from flows.domain.spec import ModelSpec, parse_spec
 from flows.domain.verification import parse_samples
 from flows.steps.bundling import contents, lay_out, refuse_too_large
-from flows.wiring import ControlPlane
+from flows.wiring import ControlPlane, model_packages
 
 if TYPE_CHECKING:
     import pandas
@@ -56,6 +57,7 @@ def register_release(
         lay_out(found, bundle)
         check_folder(bundle, folder)
         require_samples(bundle, folder)
+        _lock_packages(plane, bundle, folder, spec, say)
         if training is not None:
             _write_reference(training, holdout, spec, bundle / "reference.json")
         uri, sha256 = plane.artifacts.put_bundle(bundle, spec.name, chosen)
@@ -104,6 +106,20 @@ def model_file(spec: ModelSpec) -> str | None:
     runtime = spec.serving.get("runtime")
     named = runtime.get("file") if isinstance(runtime, dict) else None
     return named if isinstance(named, str) else None
+
+
+def _lock_packages(plane: ControlPlane, bundle: Path, shown: Path, spec: ModelSpec, say: Say) -> None:
+    """Resolve what the model asks for, once: image and process install what stands in the bundle."""
+    runtime = spec.serving.get("runtime")
+    kind = str(runtime.get("kind")) if isinstance(runtime, dict) else ""
+    if str(model_file(spec)).endswith(".safetensors"):
+        kind = "safetensors"
+    lock = model_packages(plane.settings).lock(bundle, shown, kind)
+    (bundle / LOCK).unlink(missing_ok=True)
+    (bundle / LOCK).write_text(lock.text)
+    if lock.lines:
+        names = ", ".join(line.split(" ", 1)[0] for line in lock.lines)
+        say(f"packages, beside the server's own: {names}")
 
 
 @contextmanager
