@@ -15,7 +15,9 @@ from flows.domain.errors import ArtifactCorrupt, SpecInvalid
 from flows.domain.release import Release
 from flows.domain.spec import ModelSpec, parse_spec
 from flows.domain.verification import parse_samples
+from flows.settings import Settings
 from flows.steps.bundling import contents, lay_out, refuse_too_large
+from flows.steps.trial import try_bundle
 from flows.wiring import ControlPlane, model_packages
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ def register_release(
     training: Path | None = None,
     holdout: Path | None = None,
     say: Say = lambda _line: None,
+    *,
+    tried: bool = False,
 ) -> Release:
     """Check a model's folder, put its bundle into the artifact store, add the release to the registry.
 
@@ -40,28 +44,54 @@ def register_release(
     `training` the rows it was trained on (Parquet), from which the reference of later drift checks is made;
     `holdout` rows that it has not learned, with its predictions and their outcomes: how good it is, and what
     its answers look like. It may be the same file, when the predictions in it are out of fold.
-    Raises SpecInvalid (file, key, what is allowed), ArtifactCorrupt, ReleaseExists. The same content under
-    the same version is the same release.
+    `tried`: a server is started from it first and asked the samples (`flows.steps.trial`).
+    Raises SpecInvalid (file, key, what is allowed), ArtifactCorrupt, PackagesRefused, ReleaseExists. The same
+    content under the same version is the same release.
     """
     spec, text = read_spec(folder)
     if holdout is not None and training is None:
         raise SpecInvalid("a holdout needs the training rows beside it; give both, or neither")
-    given = [artifacts] if isinstance(artifacts, Path) else list(artifacts)
-    rows = [path for path in (training, holdout) if path is not None]
-    found = contents(folder, given, model_file(spec), rows)
-    refuse_too_large(found, plane.settings.bundle_limit_bytes)
     chosen = version or _next_version(plane, spec.name)
-    for line in found.lines():
-        say(line)
-    with _staging(plane) as bundle:
-        lay_out(found, bundle)
-        check_folder(bundle, folder)
-        require_samples(bundle, folder)
-        _lock_packages(plane, bundle, folder, spec, say)
+    rows = [path for path in (training, holdout) if path is not None]
+    given = [artifacts] if isinstance(artifacts, Path) else list(artifacts)
+    with checked_bundle(plane.settings, folder, given, rows, say, tried=tried) as bundle:
         if training is not None:
             _write_reference(training, holdout, spec, bundle / "reference.json")
         uri, sha256 = plane.artifacts.put_bundle(bundle, spec.name, chosen)
     return plane.registry.register(Release(spec.name, chosen, uri, sha256), text)
+
+
+@contextmanager
+def checked_bundle(
+    settings: Settings,
+    folder: Path,
+    artifacts: Sequence[Path],
+    rows: Sequence[Path],
+    say: Say,
+    *,
+    tried: bool,
+) -> Iterator[Path]:
+    """The files of a bundle in a folder that goes again, checked for all that can be known before.
+
+    Raises what `register_release` does.
+    """
+    spec, _ = read_spec(folder)
+    found = contents(folder, artifacts, model_file(spec), rows)
+    refuse_too_large(found, settings.bundle_limit_bytes)
+    for line in found.lines():
+        say(line)
+    # On the disk of the state: the temporary folder lies in memory on many machines.
+    place = settings.state / "staging"
+    place.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="bundle-", dir=place) as name:
+        bundle = Path(name) / "bundle"
+        lay_out(found, bundle)
+        check_folder(bundle, folder)
+        require_samples(bundle, folder)
+        _lock_packages(settings, bundle, folder, spec, say)
+        if tried:
+            say(try_bundle(settings, bundle, folder, spec))
+        yield bundle
 
 
 def read_spec(folder: Path) -> tuple[ModelSpec, str]:
@@ -108,27 +138,18 @@ def model_file(spec: ModelSpec) -> str | None:
     return named if isinstance(named, str) else None
 
 
-def _lock_packages(plane: ControlPlane, bundle: Path, shown: Path, spec: ModelSpec, say: Say) -> None:
+def _lock_packages(settings: Settings, bundle: Path, shown: Path, spec: ModelSpec, say: Say) -> None:
     """Resolve what the model asks for, once: image and process install what stands in the bundle."""
     runtime = spec.serving.get("runtime")
     kind = str(runtime.get("kind")) if isinstance(runtime, dict) else ""
     if str(model_file(spec)).endswith(".safetensors"):
         kind = "safetensors"
-    lock = model_packages(plane.settings).lock(bundle, shown, kind)
+    lock = model_packages(settings).lock(bundle, shown, kind)
     (bundle / LOCK).unlink(missing_ok=True)
     (bundle / LOCK).write_text(lock.text)
     if lock.lines:
         names = ", ".join(line.split(" ", 1)[0] for line in lock.lines)
         say(f"packages, beside the server's own: {names}")
-
-
-@contextmanager
-def _staging(plane: ControlPlane) -> Iterator[Path]:
-    """A folder on the disk of the state: the temporary one lies in memory on many machines."""
-    place = plane.settings.state / "staging"
-    place.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="bundle-", dir=place) as name:
-        yield Path(name)
 
 
 def _next_version(plane: ControlPlane, model: str) -> int:

@@ -180,6 +180,9 @@ def register(
         Path | None,
         typer.Option(help="Rows it has not learned, with its predictions and outcomes: how good it is."),
     ] = None,
+    tried: Annotated[
+        bool, typer.Option("--try/--no-try", help="Start a server first and ask it the samples.")
+    ] = True,
 ) -> None:
     """Check a model, put its bundle into the artifact store and add it to the registry as a release.
 
@@ -188,9 +191,30 @@ def register(
     """
     from flows.steps.registration import register_release
 
-    release = register_release(plane(), folder, artifacts or (), version, training, holdout, say)
+    release = register_release(
+        plane(), folder, artifacts or (), version, training, holdout, say, tried=tried
+    )
     say(f"registered {release.name} (sha256 {release.sha256[:12]}…)")
     say(f"next: modelserve promote {release.model} {release.version} --watch")
+
+
+@app.command(rich_help_panel="Releases")
+def check(
+    folder: Annotated[Path, typer.Argument(help="The model's folder, with model.yaml.", show_default=False)],
+    artifacts: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Trained files or folders that lie elsewhere.", show_default=False),
+    ] = None,
+) -> None:
+    """Do all that `register` does before it stores anything: needs no stack, says in a line what is wrong.
+
+    A server is started from the bundle, with the packages that it asks for and no others, and is asked the
+    requests of samples.jsonl.
+    """
+    from flows.steps.registration import checked_bundle
+
+    with checked_bundle(settings(), folder, artifacts or (), (), say, tried=True):
+        say(f"{folder}: nothing is wrong")
 
 
 @app.command(rich_help_panel="Releases")

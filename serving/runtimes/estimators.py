@@ -18,6 +18,10 @@ from serving.errors import StartupError
 from serving.runtimes.columns import Table, in_order, on_cpu
 from serving.spec import Column, ModelFile
 
+TREES = frozenset(
+    {"sklearn.tree._tree.Tree", "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor"}
+)
+"""Arrays of forests and boosted trees. skops leaves them out of what it trusts, but they run nothing."""
 PICKLES = (".pkl", ".pickle", ".joblib")
 
 
@@ -79,9 +83,10 @@ def _read(path: Path, *, trust_pickle: bool) -> Any:
         from skops.io import get_untrusted_types, load
 
         unknown = get_untrusted_types(file=path)
-        if unknown and not trust_pickle:
+        strange = sorted(set(unknown) - TREES)
+        if strange and not trust_pickle:
             raise StartupError(
-                f"{path}: holds {', '.join(sorted(unknown))[:200]}, which skops does not know; "
+                f"{path}: holds {', '.join(strange)[:200]}, which skops does not know; "
                 "set trust_pickle: true if the file is your own"
             )
         return load(path, trusted=unknown)

@@ -6,6 +6,8 @@ are in the order of the signature: one for each of the model's, or one with a sh
 
 from __future__ import annotations
 
+import ctypes
+import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,6 +58,15 @@ class TreesRuntime:
         return None
 
 
+def _offer_openmp() -> None:
+    """LightGBM's wheel expects the system's libgomp, which images do not have: torch brings one."""
+    torch = importlib.util.find_spec("torch")
+    for folder in (torch.submodule_search_locations or ()) if torch is not None else ():
+        library = Path(folder) / "lib" / "libgomp.so.1"
+        if library.is_file():
+            ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
+
+
 class XgboostRuntime(TreesRuntime):
     def _load(self, path: Path) -> list[str] | None:
         import xgboost
@@ -73,6 +84,7 @@ class XgboostRuntime(TreesRuntime):
 
 class LightgbmRuntime(TreesRuntime):
     def _load(self, path: Path) -> list[str] | None:
+        _offer_openmp()
         import lightgbm
 
         self._booster: Any = lightgbm.Booster(model_file=str(path))
