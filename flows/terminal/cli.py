@@ -57,6 +57,8 @@ def settings() -> Settings:
 
 BEGIN_HERE = frozenset({"up", "demo", "prepare"})
 """Verbs that make a state folder where they are called; every other one looks for a stack that is there."""
+WORK_ALONE = frozenset({"check"})
+"""Verbs that use the folder of a stack where there is one, for what is cached there."""
 NEED_NO_STACK = frozenset({"traffic"})
 
 
@@ -67,7 +69,8 @@ def prepare(context: typer.Context) -> None:
     if verb in NEED_NO_STACK or "--help" in sys.argv:
         return
     if verb not in BEGIN_HERE and settings().mode == "local":
-        os.environ[state_folder.VARIABLE] = str(state_folder.find())
+        found = state_folder.find_or_own() if verb in WORK_ALONE else state_folder.find()
+        os.environ[state_folder.VARIABLE] = str(found)
     chosen = settings()
     for name, value in chosen.prefect_environment().items():
         if chosen.mode == "local":
@@ -191,9 +194,7 @@ def register(
     """
     from flows.steps.registration import register_release
 
-    release = register_release(
-        plane(), folder, artifacts or (), version, training, holdout, say, tried=tried
-    )
+    release = register_release(plane(), folder, artifacts or (), version, training, holdout, say, tried=tried)
     say(f"registered {release.name} (sha256 {release.sha256[:12]}…)")
     say(f"next: modelserve promote {release.model} {release.version} --watch")
 

@@ -44,12 +44,13 @@ def folder(tmp_path: Path) -> Path:
     return folder
 
 
-def check(folder: Path) -> tuple[int, str]:
+def check(folder: Path, **variables: str) -> tuple[int, str]:
     """As somebody types it, with no stack running."""
     code = "from flows.terminal.cli import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", code, "check", str(folder)],
-        env={**os.environ, "MODELSERVE_STATE": str(folder.parent / "state"), "PYTHONPATH": str(ROOT)},
+        cwd=folder.parent,
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), **(variables or own_state(folder))},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert "Traceback" not in done.stderr, done.stderr
@@ -64,6 +65,16 @@ def test_a_folder_that_is_right_is_served_once(folder: Path) -> None:
     assert said.endswith("churn: nothing is wrong")
     assert list((folder.parent / "state" / "staging").iterdir()) == []
     assert not (folder / "manifest.json").exists(), "the folder is left as it is"
+
+
+def own_state(folder: Path) -> dict[str, str]:
+    return {"MODELSERVE_STATE": str(folder.parent / "state"), "HOME": str(folder.parent / "home")}
+
+
+def test_it_needs_no_stack_and_leaves_none_behind(folder: Path) -> None:
+    code, said = check(folder, HOME=str(folder.parent / "home"))
+    assert code == 0, said
+    assert sorted(path.name for path in folder.parent.iterdir()) == ["churn", "home"]
 
 
 @pytest.mark.parametrize(
