@@ -6,7 +6,7 @@ The other sections belong to the control plane, which checks them itself; they a
 from __future__ import annotations
 
 import math
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import yaml
@@ -29,6 +29,10 @@ Datatype = Literal[
     "FP64",
     "BYTES",
 ]
+
+
+TABLES = frozenset({"sklearn", "xgboost", "lightgbm"})
+"""Kinds that take columns as one table, in double precision as they were trained."""
 
 
 class Section(BaseModel):
@@ -93,11 +97,12 @@ class RuntimeSpec(Section):
     `handler` runs `load` and `predict` of handler.py; the others take and give one tensor a column.
     """
 
-    kind: Literal["handler", "pytorch", "onnx", "tensorflow"]
+    kind: Literal["handler", "pytorch", "onnx", "tensorflow", "sklearn", "xgboost", "lightgbm"]
     file: str | None = None
     """The model file (or SavedModel folder) inside the bundle."""
-    format: Literal["auto", "pt2", "torchscript", "state_dict"] = "auto"
-    """PyTorch only; `auto` reads it off the file's content. `state_dict` needs `build()` in handler.py."""
+    format: Literal["auto", "pt2", "torchscript", "state_dict", "safetensors"] = "auto"
+    """PyTorch only; `auto` reads it off the file's content. `state_dict` and `safetensors` are weights and
+    need `build()` in handler.py."""
     handler: str = "handler.py"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -108,6 +113,14 @@ class RuntimeSpec(Section):
     """`columns`: one tensor for each input; `stack`: scalar inputs become one tensor (rows, inputs)."""
     trust_pickle: bool = False
     """Allow formats that can run code while they are read. Only for files you made yourself."""
+
+    @field_validator("file", "handler")
+    @classmethod
+    def _path_stays_in_the_bundle(cls, path: str | None) -> str | None:
+        parts = PurePosixPath(path or "").parts
+        if path is not None and (not parts or parts[0] == "/" or ".." in parts or "\\" in path):
+            raise ValueError("leaves the model's folder; put the file into it and give its path from there")
+        return path
 
     @model_validator(mode="after")
     def _file_is_named(self) -> RuntimeSpec:
@@ -249,6 +262,10 @@ class ModelFile(BaseModel):
                 f"serving.monitor.output: {monitored} is no output; there are {', '.join(outputs)}"
             )
         runtime = self.serving.runtime
+        if runtime.inputs == "stack" and runtime.kind in TABLES:
+            raise ValueError(
+                f"serving.runtime.inputs: {runtime.kind} takes columns as they are; leave it out"
+            )
         if runtime.inputs == "stack" and any(column.shape for column in self.signature.inputs):
             raise ValueError("serving.runtime.inputs: 'stack' is for scalar inputs only")
         if runtime.inputs == "stack" and any(column.type == "string" for column in self.signature.inputs):
@@ -271,6 +288,8 @@ class ModelFile(BaseModel):
         if chosen is not None:
             return chosen
         if column.type == "number":
+            if self.serving.runtime.kind in TABLES:
+                return "FP64"
             return "FP64" if self.serving.runtime.kind == "handler" and not column.shape else "FP32"
         return {"integer": "INT64", "boolean": "BOOL", "string": "BYTES"}[column.type]  # type: ignore[return-value]
 

@@ -27,7 +27,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    epilog="Start here: modelserve up, modelserve register FOLDER ARTIFACT, modelserve promote MODEL 1",
+    epilog="Start here: modelserve up, modelserve register FOLDER, modelserve promote MODEL 1",
 )
 NO_TERMINAL_WIDTH = 120
 # What others said is printed as they said it: `:x:` is no cross here, `[foo]` no style.
@@ -57,6 +57,8 @@ def settings() -> Settings:
 
 BEGIN_HERE = frozenset({"up", "demo", "prepare"})
 """Verbs that make a state folder where they are called; every other one looks for a stack that is there."""
+WORK_ALONE = frozenset({"check"})
+"""Verbs that use the folder of a stack where there is one, for what is cached there."""
 NEED_NO_STACK = frozenset({"traffic"})
 
 
@@ -67,7 +69,8 @@ def prepare(context: typer.Context) -> None:
     if verb in NEED_NO_STACK or "--help" in sys.argv:
         return
     if verb not in BEGIN_HERE and settings().mode == "local":
-        os.environ[state_folder.VARIABLE] = str(state_folder.find())
+        found = state_folder.find_or_own() if verb in WORK_ALONE else state_folder.find()
+        os.environ[state_folder.VARIABLE] = str(found)
     chosen = settings()
     for name, value in chosen.prefect_environment().items():
         if chosen.mode == "local":
@@ -165,7 +168,10 @@ def prepare_images() -> None:
 @app.command(rich_help_panel="Releases")
 def register(
     folder: Annotated[Path, typer.Argument(help="The model's folder, with model.yaml.", show_default=False)],
-    artifact: Annotated[Path, typer.Argument(help="The trained model's file.", show_default=False)],
+    artifacts: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Trained files or folders that lie elsewhere.", show_default=False),
+    ] = None,
     version: Annotated[
         int | None, typer.Option(help="Version number; the next free one if not given.", min=1)
     ] = None,
@@ -177,13 +183,39 @@ def register(
         Path | None,
         typer.Option(help="Rows it has not learned, with its predictions and outcomes: how good it is."),
     ] = None,
+    tried: Annotated[
+        bool, typer.Option("--try/--no-try", help="Start a server first and ask it the samples.")
+    ] = True,
 ) -> None:
-    """Check a model, put its bundle into the artifact store and add it to the registry as a release."""
+    """Check a model, put its bundle into the artifact store and add it to the registry as a release.
+
+    The bundle is everything in FOLDER, but what [bold].modelserveignore[/] (as .gitignore) leaves out. One
+    ARTIFACT takes the name that serving.runtime.file wants; several keep their own.
+    """
     from flows.steps.registration import register_release
 
-    release = register_release(plane(), folder, artifact, version, training, holdout)
+    release = register_release(plane(), folder, artifacts or (), version, training, holdout, say, tried=tried)
     say(f"registered {release.name} (sha256 {release.sha256[:12]}…)")
     say(f"next: modelserve promote {release.model} {release.version} --watch")
+
+
+@app.command(rich_help_panel="Releases")
+def check(
+    folder: Annotated[Path, typer.Argument(help="The model's folder, with model.yaml.", show_default=False)],
+    artifacts: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Trained files or folders that lie elsewhere.", show_default=False),
+    ] = None,
+) -> None:
+    """Do all that `register` does before it stores anything: needs no stack, says in a line what is wrong.
+
+    A server is started from the bundle, with the packages that it asks for and no others, and is asked the
+    requests of samples.jsonl.
+    """
+    from flows.steps.registration import checked_bundle
+
+    with checked_bundle(settings(), folder, artifacts or (), (), say, tried=True):
+        say(f"{folder}: nothing is wrong")
 
 
 @app.command(rich_help_panel="Releases")

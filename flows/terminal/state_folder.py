@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from platformdirs import user_state_path
+from platformdirs import user_cache_path, user_state_path
 
 from flows.domain.errors import ModelServeError
 
@@ -31,6 +31,14 @@ def find() -> Path:
         f"no stack was found: {VARIABLE} is not set, {HERE.absolute()} is not there, nor is {last}; "
         "'modelserve up' starts one here"
     )
+
+
+def find_or_own() -> Path:
+    """As `find`, and without a stack a folder in the user's cache, for verbs that need none."""
+    try:
+        return find()
+    except ModelServeError:
+        return user_cache_path("modelserve") / "check"
 
 
 def remember(state: Path) -> None:

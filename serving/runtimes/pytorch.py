@@ -1,4 +1,5 @@
-"""PyTorch: exported programs (`.pt2`), TorchScript, and a state dict with `build()` in handler.py.
+"""PyTorch: exported programs (`.pt2`), TorchScript, and weights (a state dict, or
+safetensors) with `build()` in handler.py.
 
 Nothing is unpickled without `trust_pickle: true`: torch.export's reader falls back to pickle for weights
 and constants, so it is run under torch's own switch that forbids this.
@@ -19,8 +20,8 @@ import torch
 from serving.arrays import Array
 from serving.errors import StartupError, WrongForm
 from serving.runtimes.devices import choose_device, cpu_quota
-from serving.runtimes.handler import import_handler
 from serving.runtimes.layout import lay_out
+from serving.runtimes.modules import import_handler
 from serving.runtimes.names import argument_names, argument_order
 from serving.spec import ModelFile, RuntimeSpec
 
@@ -159,7 +160,7 @@ class PyTorchRuntime:
                 module: Any = torch.jit.load(str(path), map_location=self._device)  # type: ignore[no-untyped-call]
             module.eval()
         else:
-            module = self._from_state(path, folder / spec.handler, spec.trust_pickle)
+            module = self._from_state(path, folder, spec, form)
         return module.to(self._device, self._dtype) if self._dtype is not None else module.to(self._device)
 
     def _exported(self, path: Path, trust_pickle: bool) -> Any:
@@ -172,12 +173,19 @@ class PyTorchRuntime:
             module = move_to_device_pass(program, self._device).module()
         return module.to(self._dtype) if self._dtype is not None else module
 
-    def _from_state(self, path: Path, handler: Path, trust_pickle: bool) -> Any:
-        build = getattr(import_handler(handler), "build", None)
+    def _from_state(self, path: Path, folder: Path, spec: RuntimeSpec, form: str) -> Any:
+        build = getattr(import_handler(folder, spec.handler), "build", None)
         if not callable(build):
-            raise StartupError(f"{handler}: no function build() that returns the module for {path.name}")
+            raise StartupError(
+                f"{folder / spec.handler}: no function build() that returns the module for {path.name}"
+            )
         module = build()
-        state = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
+        if form == "safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=not spec.trust_pickle)
         module.load_state_dict(state)
         return module.eval()
 
@@ -202,7 +210,7 @@ def detect_format(path: Path) -> str:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except zipfile.BadZipFile:
-        return "state_dict"
+        return "safetensors" if path.suffix == ".safetensors" else "state_dict"
     if any(name.endswith(("/archive_format", "serialized_exported_program.json")) for name in names) or any(
         "/models/" in f"/{name}" and name.endswith(".json") for name in names
     ):

@@ -1,7 +1,7 @@
 """Requests that are not independent: how often that rejects healthy canaries, and what is found.
 
-Each cell walks the default ramp with the judge's own arrays (`pauses.ramp`), and shows the same pauses, minute
-by minute, to the rules of the other systems.
+Each cell walks the default ramp with the judge's own arrays (`pauses.ramp`), and shows the same pauses,
+minute by minute, to the rules of the other systems.
 """
 
 from __future__ import annotations
@@ -200,8 +200,9 @@ def _ours(canary: Array, bad: Array, stable: Array, bad_stable: Array, seconds: 
 
 
 def _lindon_malek(bad: NDArray[np.int64], both: NDArray[np.int64], part: float) -> Array:
-    """Windows until the Beta mixture over the canary's part of the bad requests, with the measured share as its
-    mean and the weight of one of the canary's, exceeds 1 / alpha; the side on which it is better counts as well."""
+    """Windows until the Beta mixture over the canary's part of the bad requests, with the measured share as
+    its mean and the weight of one of the canary's, exceeds 1 / alpha; the side on which it is better counts as
+    well."""
     one, other = 1.0, (1 - part) / part
     log = special.betaln(one + bad, other + both - bad) - special.betaln(one, other)
     log -= bad * math.log(part) + (both - bad) * math.log1p(-part)

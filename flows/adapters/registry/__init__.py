@@ -54,6 +54,9 @@ from flows.domain.release import Phase, Release, release_name
 __all__ = ["POSTPONED", "ROLLED_BACK", "Event", "Overview", "Registry", "StoredWindow", "Turn"]
 
 
+WITHOUT_TABLES = (
+    "the registry's database has no tables yet; 'modelserve up' makes them, on a cluster the flows"
+)
 Claim = Literal["mine", "again", "busy", "settled"]
 EXPERIMENT = "experiment:"
 """Beats with this before a model's name are those of its experiment."""
@@ -94,6 +97,8 @@ class Registry:
                 yield cursor
         except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
             raise DependencyDown(f"PostgreSQL went away: {' '.join(str(error).split())}") from error
+        except psycopg2.errors.UndefinedTable as error:
+            raise DependencyDown(WITHOUT_TABLES) from error
         finally:
             connection.close()
 
@@ -577,6 +582,8 @@ class Registry:
                 yield Turn(cursor, model)
         except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
             raise DependencyDown(f"PostgreSQL went away: {' '.join(str(error).split())}") from error
+        except psycopg2.errors.UndefinedTable as error:
+            raise DependencyDown(WITHOUT_TABLES) from error
         finally:
             connection.close()
 
