@@ -19,12 +19,14 @@ def rollback(
     run: str | None = None,
     leaving: int | None = None,
     against_the_release: bool = False,
+    unproven: bool = False,
 ) -> str:
     """Take the model's canary out, or go back from its stable release to the previous one (or to `to`).
 
     Automations know the flow run that died and not its model: they give `run` alone. `leaving` names the
     version that is meant. With `against_the_release` it is recorded as rejected: evidence spoke, not a
-    person's wish.
+    person's wish. `unproven`: `to` may be a release that has never been stable; it is scanned and asked its
+    samples first.
     """
     plane = control_plane()
     if run:
@@ -34,7 +36,7 @@ def rollback(
             return f"flow run {run} has left no promotion open: nothing to roll back"
     elif model:
         state = State.REJECTED if against_the_release else State.ABORTED
-        restored = roll_back(plane, model, reason, to, state, leaving)
+        restored = roll_back(plane, model, reason, to, state, leaving, unproven=unproven)
     else:
         raise ModelServeError("name the model to roll back, or the flow run that has left it")
     log = get_run_logger()

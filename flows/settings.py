@@ -75,6 +75,8 @@ class Settings(BaseSettings):
     """fsspec URI under which bundles, job chunks and reports are kept. Empty: `<state>/artifacts`."""
     images_folder: Path | None = None
     """Where images are built: the base of all images, and what is on it. None: `<state>/images`."""
+    bundle_limit_bytes: int = Field(default=20_000_000_000, gt=0)
+    """A larger model is not registered: it is uploaded, packed and pulled with each release."""
     image_repository: str = ""
     """Where published images of releases are (`HOST/NAME`, without a tag). A promotion on a cluster takes the
     image that was built, scanned and pushed there, by digest. Empty: the promotion builds one itself."""

@@ -1,4 +1,4 @@
-"""`sweep`: once a minute, bring home every promotion that nobody drives any more.
+"""`sweep`: once a minute, bring home every promotion and experiment that nobody drives any more.
 
 The last net. It runs as a Prefect flow and, with the same code, as a plain command from a CronJob, which
 needs the registry and the platform but no Prefect server.
@@ -13,6 +13,7 @@ from prefect import flow
 
 from flows.domain.errors import ModelServeError
 from flows.domain.release import parse_release_name
+from flows.steps.experimenting import give_back_abandoned
 from flows.steps.restore import Restored, bring_home, reconcile
 from flows.wiring import ControlPlane, control_plane
 
@@ -28,10 +29,13 @@ class Swept:
     stopped: tuple[str, ...]
     """Releases whose servers were left over."""
     problems: tuple[str, ...]
+    given_back: tuple[str, ...] = ()
+    """Experiments that nobody drove any more, a sentence each."""
 
     @property
     def sentences(self) -> list[str]:
         lines = [restored.sentence for restored in self.restored]
+        lines += self.given_back
         lines += [f"{name}: left-over servers stopped" for name in self.stopped]
         lines += [f"problem: {problem}" for problem in self.problems]
         return lines or ["nothing to do: every promotion is driven, every rollback settled"]
@@ -56,10 +60,15 @@ def sweep_once(plane: ControlPlane) -> Swept:
             restored.append(bring_home(plane, promotion, reason))
         except ModelServeError as error:
             problems.append(f"{promotion.model}: {error}")
+    try:
+        given_back = give_back_abandoned(plane)
+    except ModelServeError as error:
+        given_back = []
+        problems.append(f"experiments: {error}")
     stopped = _stop_left_over(plane, problems)
     if not problems:
         plane.registry.beat(SWEEP)
-    return Swept(tuple(restored), tuple(stopped), tuple(problems))
+    return Swept(tuple(restored), tuple(stopped), tuple(problems), tuple(given_back))
 
 
 def _stop_left_over(plane: ControlPlane, problems: list[str]) -> list[str]:

@@ -18,7 +18,7 @@ from prefect import flow
 from flows.domain.errors import ArtifactCorrupt, ModelServeError, SpecInvalid
 from flows.domain.promotion import Standing
 from flows.domain.spec import ModelSpec, parse_spec
-from flows.steps.registration import check_folder, register_release
+from flows.steps.registration import model_file, read_spec, register_release
 from flows.steps.starting import Started, start_promotion
 from flows.wiring import ControlPlane, control_plane
 
@@ -50,17 +50,15 @@ def candidate(plane: ControlPlane, model: str, folder: Path) -> Started:
     samples.jsonl, training.parquet (the reference of later drift checks) and holdout.parquet.
     Raises SpecInvalid or ArtifactCorrupt when that is no release, PromotionRunning when another one is open.
     """
-    spec, _ = check_folder(folder)
+    spec, _ = read_spec(folder)
     if spec.name != model:
         raise SpecInvalid(
             f"the training of {model!r} made a release of {spec.name!r}; nothing was registered"
         )
-    runtime = spec.serving.get("runtime")
-    named = runtime.get("file") if isinstance(runtime, dict) else None
-    if not isinstance(named, str):
+    if model_file(spec) is None:
         raise ArtifactCorrupt("model.yaml names no trained file (serving.runtime.file)")
     training, holdout = (_there(folder / f"{name}.parquet") for name in ("training", "holdout"))
-    release = register_release(plane, folder, folder / named, None, training, holdout)
+    release = register_release(plane, folder, (), None, training, holdout)
     return start_promotion(plane, model, release.version)
 
 

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from flows.adapters.registry import Registry
+from flows.domain.errors import ArtifactCorrupt
 from flows.domain.platform import Platform
+from flows.domain.release import Release
 from flows.settings import Settings
 
 if TYPE_CHECKING:
     from flows.adapters.artifacts import ArtifactStore
     from flows.adapters.images import ImageBuilder
+    from flows.adapters.packages import Packages
     from flows.adapters.prometheus import PrometheusCounters
     from flows.adapters.published import Images, Scans
     from flows.adapters.scanner import Scanner
@@ -81,14 +86,52 @@ def platform(settings: Settings) -> Platform:
     from flows.adapters.stack import Supervisor
 
     containers = image_builder(settings).container
-    return LocalPlatform(settings, Supervisor(settings), containers=containers)
+    interpreter = release_interpreter(settings)
+    return LocalPlatform(settings, Supervisor(settings), containers=containers, interpreter=interpreter)
+
+
+def release_interpreter(settings: Settings) -> Callable[[Release], str]:
+    """For a release, the Python that its server runs in as a process."""
+    from flows.adapters.packages import LOCK, Lock
+
+    def interpreter(release: Release) -> str:
+        if settings.python != sys.executable:
+            return settings.python
+        try:
+            text = artifact_store(settings).text(release.bundle, LOCK)
+        except ArtifactCorrupt:  # registered before bundles had a lock
+            return settings.python
+        return model_packages(settings).python(Lock(text))
+
+    return interpreter
+
+
+def model_packages(settings: Settings) -> Packages:
+    from flows.adapters.images.wheelhouse import dependencies_of
+    from flows.adapters.packages import KINDS, Packages
+
+    project = settings.repository / "pyproject.toml"
+    return Packages(
+        settings.image_storage / "packages",
+        settings.state / "environments",
+        dependencies_of(project, _extras(settings)),
+        {kind: dependencies_of(project, (kind,), base=False) for kind in KINDS},
+        settings.repository / "constraints.txt",
+    )
+
+
+def _extras(settings: Settings) -> tuple[str, ...]:
+    """Extras that all servers get."""
+    tracing = ("tracing",) if settings.otlp_endpoint else ()
+    return tuple(dict.fromkeys((*settings.image_extras, *tracing)))
 
 
 def image_builder(settings: Settings) -> ImageBuilder:
     from flows.adapters.images import ImageBuilder, ImageRecipe
 
-    recipe = ImageRecipe.of_project(settings.repository, extras=settings.image_extras)
-    return ImageBuilder(settings.image_storage, recipe)
+    recipe = ImageRecipe.of_project(settings.repository, extras=_extras(settings))
+    packages = model_packages(settings).of_bundle
+    return ImageBuilder(settings.image_storage, recipe, packages=packages)
 
 
 def release_registry(settings: Settings) -> Registry:

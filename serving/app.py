@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 from starlette.exceptions import HTTPException
 
+from serving.access import OPEN_ROUTES
 from serving.errors import NotFound, Problem, WrongMethod
 from serving.exchange import Answer, Call, Handler, answered, problem_answer
 from serving.http.jobs import BatchPredict
@@ -30,7 +31,8 @@ def make_app(service: Service, inference: OpenInference) -> FastAPI:
     app.add_exception_handler(HTTPException, _http_error)  # type: ignore[arg-type]
 
     def route(method: str, path: str, handler: Handler) -> None:
-        app.add_api_route(path, _endpoint(handler), methods=[method], include_in_schema=False)
+        methods = [method, "HEAD"] if path in OPEN_ROUTES else [method]
+        app.add_api_route(path, _endpoint(handler), methods=methods, include_in_schema=False)
 
     route("POST", "/predict", service.predict)
     route("POST", "/feedback", service.feedback)

@@ -26,7 +26,7 @@ def _handler_problems(model: ModelFile, folder: Path) -> list[str]:
     wanted: tuple[str, ...] = ()
     if runtime.kind == "handler":
         wanted = ("load", "predict")
-    elif runtime.format == "state_dict":
+    elif runtime.format in ("state_dict", "safetensors") or str(runtime.file).endswith(".safetensors"):
         wanted = ("build",)
     if not wanted:
         return []

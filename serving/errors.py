@@ -12,6 +12,7 @@
     ├── RateLimited       429  this client sends too much
     ├── ClientGone        499  nobody waits for the answer any more; it is only counted
     ├── ModelFault        500  the model raised, or answered what its signature forbids
+    │   └── InvalidOutput      the latter; WrongForm where no input can make it right
     ├── Unavailable       503  starting, draining, full, or hopeless within the deadline; Retry-After
     └── Expired           504  the deadline passed
 
@@ -124,6 +125,16 @@ class ClientGone(Problem):
 
 class ModelFault(Problem):
     status, title, reason = 500, "The model failed", "model"
+
+
+class InvalidOutput(ModelFault):
+    """The model answered, but not what its signature says."""
+
+    title, reason = "The model's answer breaks its signature", "invalid_output"
+
+
+class WrongForm(InvalidOutput):
+    """Axes, types or names that no input can make right. Found at start, it keeps the server from ready."""
 
 
 class Unavailable(Problem):

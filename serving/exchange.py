@@ -6,7 +6,6 @@ import asyncio
 import logging
 import math
 import time
-import zlib
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -205,28 +204,3 @@ def check_json_type(headers: dict[bytes, bytes]) -> None:
         media = stated.split(b";", 1)[0].strip().lower()
         if media != JSON and not (media.startswith(b"application/") and media.endswith(b"+json")):
             raise Unsupported("the body must be application/json")
-
-
-def decompressed(body: bytes, encoding: bytes, limit: int) -> bytes:
-    """Undo Content-Encoding gzip or deflate; TooLarge when it grows above the limit."""
-    kind = encoding.strip().lower()
-    if kind in (b"", b"identity"):
-        return body
-    if kind not in (b"gzip", b"deflate"):
-        raise Unsupported(
-            "Content-Encoding may be gzip, deflate or identity",
-            headers=((b"accept-encoding", b"gzip, deflate"),),
-        )
-    window = 31 if kind == b"gzip" else 15
-    if kind == b"deflate" and body and (body[0] & 0x0F) != 8:
-        window = -15  # some clients send raw deflate
-    reader = zlib.decompressobj(window)
-    try:
-        plain = reader.decompress(body, limit + 1)
-    except zlib.error:
-        raise BadRequest(f"the body is not {kind.decode()}") from None
-    if len(plain) > limit:
-        raise TooLarge(f"the body may have at most {limit} bytes after decompression")
-    if not reader.eof:
-        raise BadRequest(f"the body's {kind.decode()} data is truncated")
-    return plain

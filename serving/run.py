@@ -34,4 +34,8 @@ def serve() -> int:
     if inherited is None:
         return ModelServer(settings).run()
     listener = socket.socket(fileno=int(inherited))
-    return ModelServer(settings).run([listener], ready=int(os.environ.pop("MODELSERVE_READY_FD")))
+    ready = int(os.environ.pop("MODELSERVE_READY_FD"))
+    # Programs that a handler starts are not to hold the port.
+    listener.set_inheritable(False)
+    os.set_inheritable(ready, False)
+    return ModelServer(settings).run([listener], ready=ready)

@@ -20,8 +20,10 @@ from collections.abc import Generator
 import uvicorn
 
 from serving.errors import StartupError
+from serving.forks import end_children, listening_on, separate_children
 from serving.http.edge import Application, Edge
 from serving.http.protocol import GuardedProtocol
+from serving.self_check import self_check
 from serving.service import Service
 from serving.settings import Settings
 from serving.telemetry import Telemetry
@@ -30,6 +32,8 @@ from serving.v2.routes import OpenInference
 logger = logging.getLogger("serving")
 
 _LONGEST_SETTLE_SECONDS = 5.0
+_UNREAD_SECONDS = 60.0
+"""Connections of clients that have read none of their answers for that long are closed."""
 BACKLOG = 2048
 
 
@@ -40,11 +44,17 @@ class UvicornServer(uvicorn.Server):
     def capture_signals(self) -> Generator[None, None, None]:
         yield
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        for server in getattr(self, "servers", []):
+            for listener in server.sockets:
+                listening_on(listener.getsockname()[1])
+
 
 class ModelServer:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self.service = Service(settings, Telemetry())
+        self.service = Service(settings, Telemetry(), self_check)
         inference = OpenInference(self.service)
         edge = Edge(self.service, inference, lambda: _application(self.service, inference))
         self._edge = edge
@@ -86,6 +96,8 @@ class ModelServer:
         if signals:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, self.leave)
+            # Before the model is loaded, which may fork.
+            separate_children(self._settings.port if sockets is None else sockets[0].getsockname()[1])
         start = loop.create_task(self._start())
         guard = loop.create_task(self._guard())
         try:
@@ -103,6 +115,8 @@ class ModelServer:
             return int(error.code or 1)
         finally:
             guard.cancel()
+            if signals:
+                await asyncio.to_thread(end_children)
         if not start.done():
             # The loading thread cannot be interrupted, and nothing that it does must be finished.
             logger.info("stopped while starting")
@@ -140,6 +154,7 @@ class ModelServer:
                 if isinstance(connection, GuardedProtocol):
                     connection.close_if_head_is_late(now - limit)
                     connection.close_if_idle(now - self._settings.keep_alive_seconds)
+                    connection.close_if_unread(now - _UNREAD_SECONDS)
 
     def leave(self) -> None:
         """Begin to drain; what SIGTERM does."""
@@ -170,6 +185,7 @@ def _application(service: Service, inference: OpenInference) -> Application:
 
 
 def _flush_and_leave(code: int) -> None:
+    end_children(all_at_once=True)
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -18,8 +18,9 @@ import msgspec
 from serving.access import ApiKeys, RateLimit, client_of
 from serving.cache.cache import RedisCache, pays
 from serving.cache.recent import RecentAnswers
+from serving.encodings import decompressed
 from serving.errors import BadRequest, Invalid, Problem, StartupError, Unavailable
-from serving.exchange import Answer, BodyReader, Call, check_json_type, decompressed, fitting
+from serving.exchange import Answer, BodyReader, Call, check_json_type, fitting
 from serving.inference.batcher import Batcher
 from serving.inference.codec import invalid
 from serving.inference.engine import RecordEngine
@@ -64,8 +65,15 @@ class Feedback(msgspec.Struct, forbid_unknown_fields=True):
 class Service:
     """One release in one process."""
 
-    def __init__(self, settings: Settings, telemetry: Telemetry) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        telemetry: Telemetry,
+        check: Callable[[LoadedModel, str], None] | None = None,
+    ) -> None:
+        """`check` is given the loaded model and its version before any traffic. StartupError."""
         self.settings = settings
+        self._check = check
         self.telemetry = telemetry
         self.state = State.STARTING
         self.failure: StartupError | None = None
@@ -90,6 +98,8 @@ class Service:
         """Load and warm up in a thread, then take traffic. StartupError when the model cannot be served."""
         try:
             loaded = await asyncio.to_thread(load_model, self.settings)
+            if self._check is not None:
+                await asyncio.to_thread(self._check, loaded, self.settings.version)
         except StartupError as error:
             self.state, self.failure = State.FAILED, error
             raise

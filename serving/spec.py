@@ -6,7 +6,7 @@ The other sections belong to the control plane, which checks them itself; they a
 from __future__ import annotations
 
 import math
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import yaml
@@ -31,6 +31,10 @@ Datatype = Literal[
 ]
 
 
+TABLES = frozenset({"sklearn", "xgboost", "lightgbm"})
+"""Kinds that take columns as one table, in double precision as they were trained."""
+
+
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -44,6 +48,9 @@ class Column(Section):
     nullable: bool = False
     minimum: float | None = None
     maximum: float | None = None
+    batch_axis: int = Field(default=0, ge=0, le=8)
+    """The axis of the model's own tensor that is the rows, where it is not the first one: 1 for the states
+    of a recurrent layer. Clients always have rows first."""
     description: str = ""
     personal: Literal["hash", "drop"] | None = None
     """Personal data: sampled rows leave the server without it, or with a keyed hash in its place."""
@@ -61,6 +68,8 @@ class Column(Section):
             raise ValueError(f"{self.name}: minimum and maximum are for numbers and integers")
         if self.minimum is not None and self.maximum is not None and self.minimum > self.maximum:
             raise ValueError(f"{self.name}: minimum is above maximum")
+        if self.batch_axis > len(self.shape):
+            raise ValueError(f"{self.name}: batch_axis {self.batch_axis} is beyond the axes of its shape")
         return self
 
     @property
@@ -88,11 +97,12 @@ class RuntimeSpec(Section):
     `handler` runs `load` and `predict` of handler.py; the others take and give one tensor a column.
     """
 
-    kind: Literal["handler", "pytorch", "onnx", "tensorflow"]
+    kind: Literal["handler", "pytorch", "onnx", "tensorflow", "sklearn", "xgboost", "lightgbm"]
     file: str | None = None
     """The model file (or SavedModel folder) inside the bundle."""
-    format: Literal["auto", "pt2", "torchscript", "state_dict"] = "auto"
-    """PyTorch only; `auto` reads it off the file's content. `state_dict` needs `build()` in handler.py."""
+    format: Literal["auto", "pt2", "torchscript", "state_dict", "safetensors"] = "auto"
+    """PyTorch only; `auto` reads it off the file's content. `state_dict` and `safetensors` are weights and
+    need `build()` in handler.py."""
     handler: str = "handler.py"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -103,6 +113,14 @@ class RuntimeSpec(Section):
     """`columns`: one tensor for each input; `stack`: scalar inputs become one tensor (rows, inputs)."""
     trust_pickle: bool = False
     """Allow formats that can run code while they are read. Only for files you made yourself."""
+
+    @field_validator("file", "handler")
+    @classmethod
+    def _path_stays_in_the_bundle(cls, path: str | None) -> str | None:
+        parts = PurePosixPath(path or "").parts
+        if path is not None and (not parts or parts[0] == "/" or ".." in parts or "\\" in path):
+            raise ValueError("leaves the model's folder; put the file into it and give its path from there")
+        return path
 
     @model_validator(mode="after")
     def _file_is_named(self) -> RuntimeSpec:
@@ -209,6 +227,11 @@ class ServingSpec(Section):
     monitor: MonitorSpec = MonitorSpec()
     datatypes: dict[str, Datatype] = Field(default_factory=dict)
     """Where the default (FP32, INT64, BOOL, BYTES; FP64 for a handler's scalars) is not a column's."""
+    deterministic: bool = True
+    """False where equal rows may get different answers (sampling, dropout that is meant): the self-check at
+    start compares no answers then. Shapes and types are checked all the same."""
+    tolerance: float = Field(default=1e-3, ge=0, le=1)
+    """How far a row's numbers may be from each other alone and in a batch, as a share of the largest one."""
     processing_version: str = "1"
     """Part of every cache key; raise it when the handler's arithmetic changes without a new version."""
 
@@ -239,10 +262,20 @@ class ModelFile(BaseModel):
                 f"serving.monitor.output: {monitored} is no output; there are {', '.join(outputs)}"
             )
         runtime = self.serving.runtime
+        if runtime.inputs == "stack" and runtime.kind in TABLES:
+            raise ValueError(
+                f"serving.runtime.inputs: {runtime.kind} takes columns as they are; leave it out"
+            )
         if runtime.inputs == "stack" and any(column.shape for column in self.signature.inputs):
             raise ValueError("serving.runtime.inputs: 'stack' is for scalar inputs only")
         if runtime.inputs == "stack" and any(column.type == "string" for column in self.signature.inputs):
             raise ValueError("serving.runtime.inputs: strings cannot be stacked into a tensor")
+        if runtime.kind == "handler" or runtime.inputs == "stack":
+            moved = [column.name for column in self.signature.inputs if column.batch_axis]
+            if runtime.kind == "handler":
+                moved += [column.name for column in self.signature.outputs if column.batch_axis]
+            if moved:
+                raise ValueError(f"{moved[0]}: batch_axis is for models that take and give a tensor a column")
         if runtime.kind != "handler":
             for column in self.signature.inputs:
                 if column.nullable and column.type != "number":
@@ -255,6 +288,8 @@ class ModelFile(BaseModel):
         if chosen is not None:
             return chosen
         if column.type == "number":
+            if self.serving.runtime.kind in TABLES:
+                return "FP64"
             return "FP64" if self.serving.runtime.kind == "handler" and not column.shape else "FP32"
         return {"integer": "INT64", "boolean": "BOOL", "string": "BYTES"}[column.type]  # type: ignore[return-value]
 

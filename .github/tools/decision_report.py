@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import sys
 
+from flows.domain.judge.spoken import spoken
 from flows.domain.judge.verdict import Verdict
 from flows.domain.judge.windows import Window
+from flows.domain.spec import parse_spec
 from flows.settings import Settings
 from flows.steps.report import decision_report
 from flows.wiring import ControlPlane, control_plane
@@ -21,12 +23,11 @@ def last_report(plane: ControlPlane, model: str, version: int) -> str:
         return f"No promotion of {model} v{version} has begun."
     promotion = max(found, key=lambda one: one.started_at)
     stored = plane.registry.windows(promotion)
-    return decision_report(
-        promotion,
-        plane.registry.events(model, promotion),
-        [Window.from_json(one.content) for one in stored],
-        [Verdict.from_json(one.verdict) for one in stored],
-    )
+    windows = [Window.from_json(one.content) for one in stored]
+    verdicts = [Verdict.from_json(one.verdict) for one in stored]
+    policy = parse_spec(plane.registry.spec(model, version), "model.yaml").promotion
+    shown = spoken(policy, windows, verdicts[-1] if verdicts else None)
+    return decision_report(promotion, plane.registry.events(model, promotion), windows, verdicts, shown)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,9 @@ class ArtifactStore:
         The same content again gives the same answer and repairs what was missing. Raises ReleaseExists
         when the version is complete with other content, ArtifactCorrupt for a folder that is no bundle.
         """
-        files = {name: _file_sha256(folder / name) for name in _names(folder)}
+        names = _names(folder)
+        before = [_stamp(folder / name) for name in names]
+        files = {name: _file_sha256(folder / name) for name in names}
         manifest = json.dumps({"files": files}, indent=1, sort_keys=True).encode()
         sha256 = hashlib.sha256(manifest).hexdigest()
         versions = f"{self.uri}/bundles/{model}/v{version}"
@@ -65,6 +67,9 @@ class ArtifactStore:
             for name, expected in files.items():
                 if not _holds(filesystem, f"{root}/{name}", expected):
                     _write(filesystem, f"{root}/{name}", folder / name)
+            for name, stamp in zip(names, before, strict=True):
+                if _stamp(folder / name) != stamp:
+                    raise ArtifactCorrupt(f"{folder / name} was changed while it was stored; try again")
             _write(filesystem, f"{root}/{MANIFEST}", manifest)
         return uri, sha256
 
@@ -220,6 +225,11 @@ def _write(filesystem: Any, path: str, content: Path | bytes) -> None:
 def _holds(filesystem: Any, path: str, sha256: str) -> bool:
     """Whether this very content is stored already: an upload that was cut off goes on where it stopped."""
     return bool(filesystem.exists(path)) and _stream(filesystem, path, lambda _block: None) == sha256
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
 
 
 def _file_sha256(path: Path) -> str:

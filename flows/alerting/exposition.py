@@ -30,7 +30,10 @@ def exposition(plane: ControlPlane) -> bytes:
     score = gauge("drift_score", "Drift of a column over its calibrated threshold.", "model", "column")
     findings = gauge("drift_findings", "What the newest drift check met in the data.", "model", "kind")
     failures = gauge("drift_failed_checks", "Drift checks that could not be finished.", "model")
+    unanswered = gauge("alerts_unanswered", "Alerts that fire and whose answer was postponed.", "model")
+    postponed = plane.registry.unanswered()
     for model in plane.registry.overview():
+        unanswered.labels(model.model).set(postponed.get(model.model, 0))
         frozen.labels(model.model).set(model.frozen)
         for name, percent in model.weights.items():
             weight.labels(model.model, str(parse_release_name(name)[1])).set(percent)

@@ -3,7 +3,9 @@
 It rolls back in its own process, as a Prefect flow run that the UI shows; when the Prefect server is away
 it does the same without one. Starting a worker's process or a pod first would cost users seconds of errors.
 An alert counts as answered only when it is settled: a receiver that dies half-way gets it again, and a
-rollback that had begun is on record and finished by the sweep.
+rollback that had begun is on record and finished by the sweep. An answer that moved nothing (a cool-down, an
+incident that both share) is only postponed: the alert is asked again for as long as it fires, and the metrics
+page says so until then.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from fastapi import FastAPI, Header, HTTPException, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ConfigDict, Field
 
+from flows.adapters.registry import POSTPONED
 from flows.alerting.attribution import Blame, blame
 from flows.alerting.exposition import exposition
 from flows.domain.errors import DependencyDown, ModelServeError
@@ -62,6 +65,7 @@ def handle(plane: ControlPlane, alert: Alert) -> Outcome:
     """Answer one alert. Raises DependencyDown when it must be sent again."""
     name = alert.labels.get("alertname", "an alert")
     if alert.status != "firing":
+        plane.registry.end_alert(alert.fingerprint, alert.starts_at)
         return Outcome("resolved", f"{name} is over; nothing to do")
     if alert.labels.get("action") != "rollback":
         return Outcome("no-action", f"{name} asks for no action (label action=rollback)")
@@ -80,20 +84,22 @@ def handle(plane: ControlPlane, alert: Alert) -> Outcome:
         plane.registry.release_alert(alert.fingerprint, alert.starts_at)
         raise
     plane.registry.settle_alert(alert.fingerprint, alert.starts_at, outcome.word)
-    plane.registry.note(model, "alert", {"alert": name, "outcome": outcome.word, "why": outcome.sentence})
+    if claim == "mine" or outcome.word not in POSTPONED:  # said once, however often it is asked again
+        plane.registry.note(model, "alert", {"alert": name, "outcome": outcome.word, "why": outcome.sentence})
     return outcome
 
 
 def _answer(plane: ControlPlane, alert: Alert, model: str, name: str) -> Outcome:
     finding = blame(plane, model, alert.labels.get("version"))
     if finding.kind is Blame.SHARED:
-        plane.registry.freeze(model, f"{name}: {finding.sentence}")
+        if not plane.registry.standing(model).frozen:
+            plane.registry.freeze(model, f"{name}: {finding.sentence}")
         return Outcome("shared-incident", f"{model} is frozen, not rolled back: {finding.sentence}")
     if finding.kind is Blame.NOT_IN_SERVICE:
         return Outcome("not-in-service", finding.sentence)
     if plane.registry.cooling_down(model):
         return Outcome(
-            "cooling-down", f"{model} was rolled back by an alert a moment ago; a person must look"
+            "cooling-down", f"{model} was rolled back by an alert a moment ago; it is asked again after that"
         )
     summary = alert.annotations.get("summary", "no summary")
     sentence = _with_prefect(plane, model, finding.version, f"alert {name}: {summary}")

@@ -7,6 +7,7 @@ import time
 from prefect.client.schemas.objects import State as RunState
 from prefect.states import Cancelling
 from rich.console import Console
+from rich.markup import escape
 
 from flows.console.tables import event_line
 from flows.domain.promotion import State
@@ -31,14 +32,14 @@ def follow(plane: ControlPlane, started: Started, console: Console) -> bool:
         _until_final(started, tail, CANCEL_SECONDS)
         route = plane.registry.standing(started.model).route
         weights = ", ".join(f"{name} {weight} %" for name, weight in route.weights.items()) or "nobody"
-        console.print(f"cancelled; traffic goes to {weights}")
+        console.print(f"cancelled; traffic goes to {weights}", markup=False)
         return False
     ended = _ended(plane, started)
     if ended is not None:
-        console.print(f"[bold]{ended[0]}[/]: {ended[1]}")
+        console.print(f"[bold]{ended[0]}[/]: {escape(ended[1])}")
         return ended[0] is State.PROMOTED
     message = state.message if state else "no answer from the Prefect server"
-    console.print(f"[bold red]failed[/]: {message}")
+    console.print(f"[bold red]failed[/]: {escape(message or '')}")
     return False
 
 

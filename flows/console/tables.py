@@ -6,10 +6,13 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from flows.adapters.registry import Event, StoredWindow
 from flows.adapters.stack import PartStatus
+from flows.domain.judge.policy import PromotionPolicy
+from flows.domain.judge.spoken import spoken
 from flows.domain.judge.verdict import Verdict
 from flows.domain.judge.windows import Window
 from flows.domain.promotion import Promotion, Standing, State
@@ -55,7 +58,7 @@ def parts_table(parts: Sequence[PartStatus]) -> Table:
 
 
 def standings_table(standing: Standing) -> Table:
-    title = standing.model + (f" (frozen: {standing.frozen})" if standing.frozen else "")
+    title = standing.model + escape(f" (frozen: {standing.frozen})" if standing.frozen else "")
     table = Table(title=title, title_justify="left")
     for column in ("release", "phase", "traffic", "sha256", "image"):
         table.add_column(column, overflow="fold")
@@ -87,7 +90,7 @@ def promotions_table(promotions: Sequence[Promotion]) -> Table:
             f"{promotion.weight} %",
             clock(promotion.started_at),
             seconds,
-            promotion.reason or "",
+            escape(promotion.reason or ""),
         )
     return table
 
@@ -97,37 +100,37 @@ def event_line(event: Event) -> str:
     return f"{clock(event.at)}  {release}{event.kind}  {_detail(event.detail)}".rstrip()
 
 
-def windows_table(promotion: Promotion, stored: Sequence[StoredWindow]) -> Table:
-    """One line a window; the sentence only where it changes."""
+def windows_table(promotion: Promotion, stored: Sequence[StoredWindow], policy: PromotionPolicy) -> Table:
+    """One line a window, with the counts of the gate that spoke; the sentence only where it changes."""
+    windows = [Window.from_json(window.content) for window in stored]
+    shown = spoken(policy, windows, Verdict.from_json(stored[-1].verdict) if stored else None)
     table = Table(
-        title=f"{promotion.model} v{promotion.version}: {promotion.state}: {promotion.reason or ''}",
+        title=escape(f"{promotion.model} v{promotion.version}: {promotion.state}: {promotion.reason or ''}"),
         title_justify="left",
     )
     for column in (
         "seconds",
         "weight",
         "share",
-        "new: failed / all",
-        "old: failed / all",
+        f"new: {shown.what} / all",
+        f"old: {shown.what} / all",
         "E",
         "verdict",
         "why",
     ):
         table.add_column(column, overflow="fold")
     said = ""
-    windows = [Window.from_json(window.content) for window in stored]
-    for window, row in zip(windows, stored, strict=True):
+    for window, row, new, old in zip(windows, stored, shown.canary, shown.stable, strict=True):
         verdict = Verdict.from_json(row.verdict)
-        old = f"{window.stable.errors} / {window.stable.requests}" if window.stable else ""
         table.add_row(
             f"{window.end - windows[0].start:.1f}",
             f"{window.weight} %",
-            f"{100 * window.share:.1f} %" if window.observed else window.why,
-            f"{window.canary.errors} / {window.canary.requests}",
-            old,
+            f"{100 * window.share:.1f} %" if window.observed else escape(window.why),
+            f"{new[0]} / {new[1]}",
+            f"{old[0]} / {old[1]}" if window.stable else "",
             f"{verdict.evidence:.3g}",
             verdict.kind,
-            "" if verdict.sentence == said else verdict.sentence,
+            "" if verdict.sentence == said else escape(verdict.sentence),
         )
         said = verdict.sentence
     return table
@@ -139,7 +142,7 @@ def events_table(events: Iterable[Event]) -> Table:
         table.add_column(column, overflow="fold")
     for event in events:
         version = f"v{event.version}" if event.version is not None else ""
-        table.add_row(clock(event.at), version, event.kind, _detail(event.detail))
+        table.add_row(clock(event.at), version, event.kind, escape(_detail(event.detail)))
     return table
 
 

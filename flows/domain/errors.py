@@ -5,8 +5,10 @@
     ├── ReleaseUnknown         no such model or version in the registry
     ├── ReleaseExists          this version is registered with other content
     ├── ArtifactCorrupt        missing file, or its sha256 differs from the registered one
+    ├── PackagesRefused        a model's packages cannot be locked or installed
     ├── ImageFailed            the image could not be built
     ├── ScanRefused            the scan policy says no, or its scanner could not run
+    ├── ReleaseUnproven        it has never been stable: nobody is sent to it by a rollback
     ├── ReleaseNotReady        a server never became ready
     ├── VerificationFailed     an integration sample was answered outside its tolerance
     ├── PromotionRunning       this model is being promoted already
@@ -39,10 +41,16 @@ class ReleaseExists(ModelServeError): ...
 class ArtifactCorrupt(ModelServeError): ...
 
 
+class PackagesRefused(ModelServeError): ...
+
+
 class ImageFailed(ModelServeError): ...
 
 
 class ScanRefused(ModelServeError): ...
+
+
+class ReleaseUnproven(ModelServeError): ...
 
 
 class ReleaseNotReady(ModelServeError): ...

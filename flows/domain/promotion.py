@@ -51,7 +51,8 @@ class Promotion:
 class Retreat:
     """A rollback with its end in sight: who leaves, who gets the traffic (None: nobody, 503)."""
 
-    leaves: int
+    leaves: int | None
+    """None: nobody served, and `target` is brought back."""
     target: int | None
     state: State
     """What the open promotion, if there is one, ends as."""
@@ -132,23 +133,33 @@ def newest(standing: Standing) -> Release | None:
     return standing.canary or standing.stable
 
 
-def plan_retreat(standing: Standing, state: State, reason: str, to: int | None = None) -> Retreat | None:
+def plan_retreat(
+    standing: Standing, state: State, reason: str, to: int | None = None, *, last: bool = False
+) -> Retreat | None:
     """Where a rollback leads; None when there is nothing to roll back.
 
-    A canary leaves for the stable. Without one the stable leaves for the previous release, or for `to`.
-    A release that nothing preceded leaves for nobody: no answer is better than a harmful one.
+    A canary leaves for the stable. Without one the stable leaves for the previous release, or for `to`. A
+    first release that is still a canary leaves for nobody: no answer is better than a harmful one, and nobody
+    has relied on it yet. One that is stable and has nothing behind it leaves for nobody only with `last`.
+    Where nobody serves, `to` is brought back.
     """
     leaving = newest(standing)
     if leaving is None:
-        return None
+        return None if to is None else Retreat(None, standing.version(to).version, state, reason)
     running = standing.promotion is not None and standing.promotion.state is State.RUNNING
     if running and standing.canary is None:
         return None  # its canary has left already: the stable is not to blame
     heir = standing.stable if standing.canary is not None else standing.previous
     target = heir if to is None else standing.version(to)
-    if target == leaving:
+    if target == leaving or (target is None and standing.canary is None and not last):
         return None
     return Retreat(leaving.version, target.version if target else None, state, reason)
+
+
+def plan_emptying(standing: Standing, reason: str) -> Retreat | None:
+    """Take the model out: nobody answers afterwards, previous release or not. None when nobody serves."""
+    leaving = newest(standing)
+    return None if leaving is None else Retreat(leaving.version, None, State.ABORTED, reason)
 
 
 def _with_warm(routes: Routes, canary: Release) -> Routes:

@@ -20,6 +20,7 @@ class Column(Section):
     nullable: bool = False
     minimum: float | None = None
     maximum: float | None = None
+    batch_axis: int = 0
     description: str = ""
     personal: Literal["hash", "drop"] | None = None
     """Personal data: the server hashes or drops it before a row is sampled. Never compared, never in a

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from flows.domain.judge.policy import PromotionPolicy
+from flows.domain.judge.spoken import Spoken, spoken
 from flows.domain.judge.verdict import Verdict
 from flows.domain.judge.windows import Window
 
@@ -19,21 +21,22 @@ CANARY, STABLE, MUTED, ALARM = "#d95f02", "#1b7f79", "#8a8a8a", "#b3261e"
 def promotion_plot(
     title: str, policy: PromotionPolicy, windows: Sequence[Window], verdicts: Sequence[Verdict]
 ) -> bytes:
-    """PNG of weights, failed requests and evidence over the seconds since the first window."""
+    """PNG of weights, the counts of the gate that spoke, and evidence, over the seconds since the start."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 6.4), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    traffic, errors, evidence = figure.subplots(3, 1, sharex=True, height_ratios=(2, 2, 3))
+    shown = spoken(policy, windows, verdicts[-1] if verdicts else None)
+    traffic, counts, evidence = figure.subplots(3, 1, sharex=True, height_ratios=(2, 2, 3))
     begin = windows[0].start if windows else 0.0
     ends = [window.end - begin for window in windows]
     _weights(traffic, ends, windows)
-    _errors(errors, ends, windows)
+    _counts(counts, ends, windows, shown)
     _evidence(evidence, ends, policy, windows, verdicts)
     traffic.set_title(title, loc="left", fontsize=12, fontweight="bold")
     evidence.set_xlabel("seconds since the first step")
-    for axes in (traffic, errors, evidence):
+    for axes in (traffic, counts, evidence):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
         axes.set_axisbelow(True)
@@ -55,14 +58,14 @@ def _weights(axes: Axes, ends: list[float], windows: Sequence[Window]) -> None:
     axes.legend(loc="upper left", frameon=False, fontsize=8)
 
 
-def _errors(axes: Axes, ends: list[float], windows: Sequence[Window]) -> None:
+def _counts(axes: Axes, ends: list[float], windows: Sequence[Window], shown: Spoken) -> None:
+    """What the gate that spoke counts as bad; of the errors where none did."""
     width = max(0.5, 0.38 * min((w.seconds for w in windows), default=1.0))
-    canary = [window.canary.errors for window in windows]
-    stable = [window.stable.errors if window.stable else 0 for window in windows]
+    canary, stable = ([bad for bad, _ in arm] for arm in (shown.canary, shown.stable))
     axes.bar([end - width / 2 for end in ends], stable, width, color=STABLE, label="stable")
     axes.bar([end + width / 2 for end in ends], canary, width, color=CANARY, label="canary")
-    axes.set_ylim(bottom=0, top=max([*canary, *stable, 4]) * 1.15)
-    axes.set_ylabel("failed requests")
+    axes.set_ylim(bottom=0, top=max([*canary, *stable, 4]) * 1.4)
+    axes.set_ylabel("\n".join(wrap(shown.what, 18)))
     axes.legend(loc="upper left", frameon=False, fontsize=8)
 
 

@@ -2,88 +2,154 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flows.adapters.packages import LOCK
 from flows.domain.errors import ArtifactCorrupt, SpecInvalid
 from flows.domain.release import Release
 from flows.domain.spec import ModelSpec, parse_spec
-from flows.wiring import ControlPlane
+from flows.domain.verification import parse_samples
+from flows.settings import Settings
+from flows.steps.bundling import contents, lay_out, refuse_too_large
+from flows.steps.trial import try_bundle
+from flows.wiring import ControlPlane, model_packages
 
 if TYPE_CHECKING:
     import pandas
 
-BESIDE_THE_MODEL = ("handler.py", "samples.jsonl")
-"""Files of a model's folder that belong to the bundle, when they are there."""
+Say = Callable[[str], None]
 
 
 def register_release(
     plane: ControlPlane,
     folder: Path,
-    artifact: Path,
+    artifacts: Sequence[Path] | Path = (),
     version: int | None = None,
     training: Path | None = None,
     holdout: Path | None = None,
+    say: Say = lambda _line: None,
+    *,
+    tried: bool = False,
 ) -> Release:
     """Check a model's folder, put its bundle into the artifact store, add the release to the registry.
 
-    `folder` holds `model.yaml`, `samples.jsonl` and perhaps `handler.py`; `artifact` is the trained file;
+    `folder` holds `model.yaml`, `samples.jsonl` and whatever else the model needs (`flows.steps.bundling`);
+    `artifacts` are trained files or folders that lie elsewhere;
     `training` the rows it was trained on (Parquet), from which the reference of later drift checks is made;
     `holdout` rows that it has not learned, with its predictions and their outcomes: how good it is, and what
     its answers look like. It may be the same file, when the predictions in it are out of fold.
-    Raises SpecInvalid (file, key, what is allowed), ArtifactCorrupt, ReleaseExists. The same content under
-    the same version is the same release.
+    `tried`: a server is started from it first and asked the samples (`flows.steps.trial`).
+    Raises SpecInvalid (file, key, what is allowed), ArtifactCorrupt, PackagesRefused, ReleaseExists. The same
+    content under the same version is the same release.
     """
-    spec, text = check_folder(folder)
+    spec, text = read_spec(folder)
     if holdout is not None and training is None:
         raise SpecInvalid("a holdout needs the training rows beside it; give both, or neither")
-    if not artifact.is_file():
-        raise ArtifactCorrupt(f"{artifact}: no such file; give the trained model's file")
     chosen = version or _next_version(plane, spec.name)
-    with tempfile.TemporaryDirectory(prefix="modelserve-bundle-") as name:
-        bundle = Path(name)
-        shutil.copyfile(folder / "model.yaml", bundle / "model.yaml")
-        shutil.copyfile(artifact, bundle / _model_file(spec, artifact))
-        for beside in BESIDE_THE_MODEL:
-            source = _first(artifact.parent / beside, folder / beside)
-            if source is not None:
-                shutil.copyfile(source, bundle / beside)
+    rows = [path for path in (training, holdout) if path is not None]
+    given = [artifacts] if isinstance(artifacts, Path) else list(artifacts)
+    with checked_bundle(plane.settings, folder, given, rows, say, tried=tried) as bundle:
         if training is not None:
             _write_reference(training, holdout, spec, bundle / "reference.json")
         uri, sha256 = plane.artifacts.put_bundle(bundle, spec.name, chosen)
     return plane.registry.register(Release(spec.name, chosen, uri, sha256), text)
 
 
-def check_folder(folder: Path) -> tuple[ModelSpec, str]:
-    """The folder's spec and its text, checked by the flows and by the server. Raises SpecInvalid."""
+@contextmanager
+def checked_bundle(
+    settings: Settings,
+    folder: Path,
+    artifacts: Sequence[Path],
+    rows: Sequence[Path],
+    say: Say,
+    *,
+    tried: bool,
+) -> Iterator[Path]:
+    """The files of a bundle in a folder that goes again, checked for all that can be known before.
+
+    Raises what `register_release` does.
+    """
+    spec, _ = read_spec(folder)
+    found = contents(folder, artifacts, model_file(spec), rows)
+    refuse_too_large(found, settings.bundle_limit_bytes)
+    for line in found.lines():
+        say(line)
+    # On the disk of the state: the temporary folder lies in memory on many machines.
+    place = settings.state / "staging"
+    place.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="bundle-", dir=place) as name:
+        bundle = Path(name) / "bundle"
+        lay_out(found, bundle)
+        check_folder(bundle, folder)
+        require_samples(bundle, folder)
+        _lock_packages(settings, bundle, folder, spec, say)
+        if tried:
+            say(try_bundle(settings, bundle, folder, spec))
+        yield bundle
+
+
+def read_spec(folder: Path) -> tuple[ModelSpec, str]:
+    """The folder's spec, checked by the flows, and its text. Raises SpecInvalid."""
     path = folder / "model.yaml"
     try:
         text = path.read_text()
     except OSError as error:
         raise SpecInvalid(f"{path}: {error.strerror}; a model's folder needs a model.yaml") from error
-    spec = parse_spec(text, str(path))
-    # The server checks its own section, in its own process: the two packages never import each other.
+    return parse_spec(text, str(path)), text
+
+
+def check_folder(folder: Path, shown: Path | None = None) -> None:
+    """Let the server check the folder, its section and its files. Raises SpecInvalid; `shown` is the folder's
+    name in messages."""
+    # In a process of its own: the two packages never import each other.
     done = subprocess.run(
         [sys.executable, "-m", "serving", "check", str(folder)], capture_output=True, text=True, check=False
     )
     if done.returncode:
         problems = (done.stdout.strip() or done.stderr.strip()).splitlines()
-        raise SpecInvalid("; ".join(problems[-5:]))
-    return spec, text
+        raise SpecInvalid("; ".join(problems[-5:]).replace(str(folder), str(shown or folder)))
 
 
-def _model_file(spec: ModelSpec, artifact: Path) -> str:
+def require_samples(bundle: Path, shown: Path) -> None:
+    """A bundle whose answers nobody knows could never be promoted: SpecInvalid says what to do."""
+    path = bundle / "samples.jsonl"
+    if not path.is_file():
+        raise SpecInvalid(
+            f"{shown / path.name}: not there; only a release that answers known requests is promoted; write "
+            'a line {"instances": [{…}], "predictions": [{…}], "tolerance": 0.001} with an answer you know'
+        )
+    samples = parse_samples(path.read_text(), str(shown / path.name))
+    if all(sample.status != 200 for sample in samples):
+        raise SpecInvalid(
+            f"{shown / path.name}: refusals only; add a request that is answered, with its predictions"
+        )
+
+
+def model_file(spec: ModelSpec) -> str | None:
+    """`serving.runtime.file`, where the spec has one."""
     runtime = spec.serving.get("runtime")
     named = runtime.get("file") if isinstance(runtime, dict) else None
-    return str(named or artifact.name)
+    return named if isinstance(named, str) else None
 
 
-def _first(*paths: Path) -> Path | None:
-    return next((path for path in paths if path.is_file()), None)
+def _lock_packages(settings: Settings, bundle: Path, shown: Path, spec: ModelSpec, say: Say) -> None:
+    """Resolve what the model asks for, once: image and process install what stands in the bundle."""
+    runtime = spec.serving.get("runtime")
+    kind = str(runtime.get("kind")) if isinstance(runtime, dict) else ""
+    if str(model_file(spec)).endswith(".safetensors"):
+        kind = "safetensors"
+    lock = model_packages(settings).lock(bundle, shown, kind)
+    (bundle / LOCK).unlink(missing_ok=True)
+    (bundle / LOCK).write_text(lock.text)
+    if lock.lines:
+        names = ", ".join(line.split(" ", 1)[0] for line in lock.lines)
+        say(f"packages, beside the server's own: {names}")
 
 
 def _next_version(plane: ControlPlane, model: str) -> int:
@@ -98,6 +164,7 @@ def _write_reference(training: Path, holdout: Path | None, spec: ModelSpec, targ
     rows = _rows(training)
     unlearned = None if holdout is None else _rows(holdout)
     profile = make_profile(rows, spec.signature, spec.drift, model=spec.name, holdout=unlearned)
+    target.unlink(missing_ok=True)  # it may be a link to a file of the folder
     target.write_text(profile.to_json())
 
 

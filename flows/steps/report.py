@@ -19,6 +19,7 @@ from prefect.artifacts import (
 
 from flows.adapters.registry import Event
 from flows.domain.judge.policy import PromotionPolicy
+from flows.domain.judge.spoken import Spoken, spoken
 from flows.domain.judge.verdict import Verdict
 from flows.domain.judge.windows import Window
 from flows.domain.promotion import Promotion, State
@@ -87,7 +88,9 @@ def _publish(plane: ControlPlane, promotion: Promotion, spec: ModelSpec) -> None
     stored = plane.registry.windows(promotion)
     windows = [Window.from_json(window.content) for window in stored]
     verdicts = [Verdict.from_json(window.verdict) for window in stored]
-    text = decision_report(promotion, plane.registry.events(promotion.model, promotion), windows, verdicts)
+    shown = spoken(spec.promotion, windows, verdicts[-1] if verdicts else None)
+    events = plane.registry.events(promotion.model, promotion)
+    text = decision_report(promotion, events, windows, verdicts, shown)
     folder = f"reports/{promotion.model}/{promotion.id}"
     uri = plane.artifacts.write_bytes(f"{folder}/report.md", text.encode())
     create_markdown_artifact(text, key=f"decision-{name}", description=promotion.reason)
@@ -97,13 +100,19 @@ def _publish(plane: ControlPlane, promotion: Promotion, spec: ModelSpec) -> None
         picture = f"data:image/png;base64,{base64.b64encode(plot).decode()}"
         create_image_artifact(picture, key=f"plot-{name}", description=f"{name}: weights, errors, evidence")
         create_table_artifact(
-            window_rows(windows, verdicts), key=f"windows-{name}", description=f"{name}: what the judge saw"
+            window_rows(windows, verdicts, shown),
+            key=f"windows-{name}",
+            description=f"{name}: what the judge saw",
         )
     create_link_artifact(uri, key=f"report-{name}", link_text=f"report of {name} in the artifact store")
 
 
 def decision_report(
-    promotion: Promotion, events: Sequence[Event], windows: Sequence[Window], verdicts: Sequence[Verdict]
+    promotion: Promotion,
+    events: Sequence[Event],
+    windows: Sequence[Window],
+    verdicts: Sequence[Verdict],
+    shown: Spoken,
 ) -> str:
     """Markdown: how it ended, why, what happened when, and the last of what the judge saw."""
     lines = [
@@ -124,6 +133,7 @@ def decision_report(
             "|---|---|",
             f"| windows | {len(windows)}, of which {unseen} unobserved |",
             f"| requests to the new release | {canary}, of which {failed} failed |",
+            *_of_the_gate(shown),
             f"| last evidence against it | {verdicts[-1].evidence:.3g} |",
             f"| last verdict | {verdicts[-1].kind}: {verdicts[-1].sentence} |",
             "",
@@ -136,23 +146,35 @@ def decision_report(
     return "\n".join(lines)
 
 
-def window_rows(windows: Sequence[Window], verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
-    """One row a window, for a table that sorts and searches."""
+def _of_the_gate(shown: Spoken) -> list[str]:
+    """A line on the gate that spoke, where that was not the errors'."""
+    if shown.gate == "errors":
+        return []
+    (bad, every), (bad_stable, every_stable) = shown.totals
+    return [
+        f"| {shown.what} | {bad} of {every} on the new release, {bad_stable} of {every_stable} on the old |"
+    ]
+
+
+def window_rows(
+    windows: Sequence[Window], verdicts: Sequence[Verdict], shown: Spoken
+) -> list[dict[str, Any]]:
+    """One row a window, for a table that sorts and searches, with the counts of the gate that spoke."""
     begin = windows[0].start if windows else 0.0
     return [
         {
             "seconds": round(window.end - begin, 1),
             "weight": window.weight,
             "share %": round(100 * window.share, 1),
-            "canary": window.canary.requests,
-            "canary failed": window.canary.errors,
-            "stable": window.stable.requests if window.stable else 0,
-            "stable failed": window.stable.errors if window.stable else 0,
+            "canary": canary[1],
+            f"canary: {shown.what}": canary[0],
+            "stable": stable[1],
+            f"stable: {shown.what}": stable[0],
             "E": float(f"{verdict.evidence:.3g}"),
             "verdict": verdict.kind,
             "why": verdict.sentence,
         }
-        for window, verdict in zip(windows, verdicts, strict=True)
+        for window, verdict, canary, stable in zip(windows, verdicts, shown.canary, shown.stable, strict=True)
     ]
 
 

@@ -12,11 +12,28 @@ import time
 from dataclasses import dataclass, replace
 
 from flows.adapters.registry import Turn
-from flows.domain.errors import DependencyDown, ModelServeError, ReleaseNotReady
-from flows.domain.promotion import Promotion, Retreat, Standing, State, due, newest, plan_retreat, settled
+from flows.domain.errors import (
+    DependencyDown,
+    ModelServeError,
+    PromotionRunning,
+    ReleaseNotReady,
+    ReleaseUnproven,
+)
+from flows.domain.promotion import (
+    Promotion,
+    Retreat,
+    Standing,
+    State,
+    due,
+    newest,
+    plan_emptying,
+    plan_retreat,
+    settled,
+)
 from flows.domain.release import Release
 from flows.domain.routes import Routes
 from flows.domain.spec import parse_spec
+from flows.steps.proving import prove
 from flows.wiring import ControlPlane
 
 log = logging.getLogger(__name__)
@@ -31,15 +48,27 @@ class Restored:
     routes: Routes
     seconds: float
     """From the call to the data plane serving the route."""
+    last: int | None = None
+    """The version that stays because nothing stands behind it."""
 
     @property
     def sentence(self) -> str:
         weights = ", ".join(f"{name} {weight} %" for name, weight in self.routes.weights.items() if weight)
         serving = weights or "nobody (503): there is no earlier release"
         if self.retreat is None:
+            if self.last is not None:
+                return (
+                    f"{self.model}: nothing to roll back: v{self.last} is the last release that serves; "
+                    f"another one: modelserve rollback {self.model} --to VERSION; "
+                    f"nobody at all: modelserve retire {self.model}"
+                )
             return f"{self.model}: nothing to roll back; traffic goes to {serving}"
+        if self.retreat.leaves is None:
+            what = f"v{self.retreat.target} was brought back"
+        else:
+            what = f"v{self.retreat.leaves} was taken out"
         return (
-            f"{self.model} v{self.retreat.leaves} was taken out ({self.retreat.reason}); "
+            f"{self.model} {what} ({self.retreat.reason}); "
             f"traffic goes to {serving}, {self.seconds:.1f} s after the decision"
         )
 
@@ -52,6 +81,8 @@ def restore(
     to: int | None = None,
     only: Promotion | None = None,
     leaving: int | None = None,
+    *,
+    empty: bool = False,
 ) -> Restored:
     """Take the canary out, or, when there is none, go back from the stable to the previous release (or `to`).
 
@@ -59,6 +90,8 @@ def restore(
     failing flow names its own, so that it never rolls back what somebody else has begun meanwhile.
     `leaving`: the version that must still be the newest in service. Of two who ask at the same moment, the
     second finds it gone, and does not take out the next one.
+    `empty`: take out whatever serves; nobody answers afterwards. Without it, a stable release with nothing
+    behind it leaves only when the promotion that made it stable fails (`only`).
     An earlier retreat that was interrupted is finished first and is then the result. The intention is on
     record before any traffic moves; traffic moves before phases change.
     Raises ReleaseUnknown, ReleaseNotReady when the target does not come up, DependencyDown.
@@ -68,14 +101,20 @@ def restore(
         standing = turn.standing()
         retreat = standing.retreat
         if retreat is None and _is_meant(standing, only, leaving):
-            retreat = plan_retreat(standing, state, reason, to)
+            if empty:
+                retreat = plan_emptying(standing, reason)
+            else:
+                retreat = plan_retreat(standing, state, reason, to, last=only is not None)
             if retreat is None and only is not None:
                 turn.end(only, state, reason)  # its canary has left already; only its row is still open
         elif retreat is not None and to is not None and to != retreat.leaves:
             retreat = replace(retreat, target=standing.version(to).version)
         if retreat is None:
-            routes = _reroute(plane, turn, turn.standing())
-            return Restored(model, None, routes, time.monotonic() - began)
+            standing = turn.standing()
+            routes = _reroute(plane, turn, standing)
+            alone = standing.stable is not None and standing.previous is None and standing.promotion is None
+            last = standing.stable.version if standing.stable is not None and alone and to is None else None
+            return Restored(model, None, routes, time.monotonic() - began, last)
         try:
             # Before anything is on record: a target that cannot start (ReleaseNotReady) must not be the one
             # that every later rollback tries.
@@ -88,7 +127,7 @@ def restore(
         plane.platform.route(model, routes)
         seconds = time.monotonic() - began
         turn.settle_retreat(retreat, standing.promotion)
-        _stop(plane, turn, retreat.leaves)
+        _stop(plane, turn, standing)
     return Restored(model, retreat, routes, seconds)
 
 
@@ -99,15 +138,45 @@ def roll_back(
     to: int | None = None,
     state: State = State.ABORTED,
     leaving: int | None = None,
+    *,
+    unproven: bool = False,
 ) -> Restored:
     """Roll `model` back, once: of two who ask at the same moment, the second finds it done.
 
-    `leaving`: the version that is meant; the newest in service if none is named.
+    `leaving`: the version that is meant; the newest in service if none is named. Raises ReleaseUnproven when
+    `to` has never been stable; with `unproven` it is scanned and asked its samples instead (`prove`).
     """
+    standing = plane.registry.standing(model)
+    if to is not None:
+        proven = plane.registry.proven(model)
+        if standing.version(to).version in proven:
+            pass
+        elif unproven:
+            prove(plane, model, to)
+        else:
+            known = ", ".join(map(str, proven)) or "none"
+            raise ReleaseUnproven(
+                f"{model} v{to} has never been stable, or was rejected; versions that were stable before: "
+                f"{known}; to send everybody to v{to} all the same: --unproven, which scans it and asks its "
+                "samples first"
+            )
     if leaving is None:
-        release = newest(plane.registry.standing(model))
+        release = newest(standing)
         leaving = release.version if release is not None else None
     return restore(plane, model, reason, state, to, leaving=leaving)
+
+
+def retire(plane: ControlPlane, model: str, reason: str) -> Restored:
+    """Take the model out: nobody answers for it until `roll_back` names a version.
+
+    Raises PromotionRunning.
+    """
+    promotion = plane.registry.standing(model).promotion
+    if promotion is not None:
+        raise PromotionRunning(
+            f"{model} v{promotion.version} is being promoted; end that first: modelserve abort {model}"
+        )
+    return restore(plane, model, reason, empty=True)
 
 
 def bring_home(
@@ -196,16 +265,17 @@ def _started(plane: ControlPlane, standing: Standing, retreat: Retreat) -> Relea
     return target
 
 
-def _stop(plane: ControlPlane, turn: Turn, version: int) -> None:
-    """Stop what has left, unless somebody has called it back; the sweep stops what cannot be stopped now."""
-    release = turn.standing().version(version)
-    if release.in_service:
-        return
-    try:
-        plane.platform.stop(release)
-        plane.platform.settle(release.model)
-    except ModelServeError as error:
-        log.warning("%s still has servers: %s", release.name, error)
+def _stop(plane: ControlPlane, turn: Turn, before: Standing) -> None:
+    """Stop what was in service and is not any more; the sweep stops what cannot be stopped now."""
+    now = turn.standing()
+    for release in before.releases:
+        if not release.in_service or now.version(release.version).in_service:
+            continue
+        try:
+            plane.platform.stop(release)
+            plane.platform.settle(release.model)
+        except ModelServeError as error:
+            log.warning("%s still has servers: %s", release.name, error)
 
 
 def _reroute(plane: ControlPlane, turn: Turn, standing: Standing) -> Routes:

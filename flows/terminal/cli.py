@@ -6,14 +6,20 @@ import os
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from pydantic import ValidationError
 from rich.console import Console
+from rich.markup import escape
 
 from flows.domain.errors import ModelServeError
 from flows.settings import Settings
+from flows.terminal import state_folder
+from flows.terminal.experiment_cli import experiment
+
+if TYPE_CHECKING:
+    from flows.wiring import ControlPlane
 
 app = typer.Typer(
     name="modelserve",
@@ -21,11 +27,12 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    epilog="Start here: modelserve up, modelserve register FOLDER ARTIFACT, modelserve promote MODEL 1",
+    epilog="Start here: modelserve up, modelserve register FOLDER, modelserve promote MODEL 1",
 )
 NO_TERMINAL_WIDTH = 120
-console = Console(highlight=False, width=None if sys.stdout.isatty() else NO_TERMINAL_WIDTH)
-errors = Console(stderr=True, highlight=False)
+# What others said is printed as they said it: `:x:` is no cross here, `[foo]` no style.
+console = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else NO_TERMINAL_WIDTH)
+errors = Console(stderr=True, highlight=False, emoji=False)
 
 Model = Annotated[str, typer.Argument(help="The model's name, as in its model.yaml.", show_default=False)]
 Version = Annotated[int, typer.Argument(help="The registered version.", min=1, show_default=False)]
@@ -48,9 +55,22 @@ def settings() -> Settings:
         raise ModelServeError("; ".join(problems)) from error
 
 
+BEGIN_HERE = frozenset({"up", "demo", "prepare"})
+"""Verbs that make a state folder where they are called; every other one looks for a stack that is there."""
+WORK_ALONE = frozenset({"check"})
+"""Verbs that use the folder of a stack where there is one, for what is cached there."""
+NEED_NO_STACK = frozenset({"traffic"})
+
+
 @app.callback()
-def prepare_prefect() -> None:
-    """Prefect reads its settings when it is imported, which the verbs do: so they come first."""
+def prepare(context: typer.Context) -> None:
+    """Find the stack that is meant; Prefect, which reads its settings when it is imported, must know it."""
+    verb = context.invoked_subcommand
+    if verb in NEED_NO_STACK or "--help" in sys.argv:
+        return
+    if verb not in BEGIN_HERE and settings().mode == "local":
+        found = state_folder.find_or_own() if verb in WORK_ALONE else state_folder.find()
+        os.environ[state_folder.VARIABLE] = str(found)
     chosen = settings()
     for name, value in chosen.prefect_environment().items():
         if chosen.mode == "local":
@@ -60,6 +80,17 @@ def prepare_prefect() -> None:
             os.environ.setdefault(name, value)
     with suppress(OSError):  # a root that is read-only; Prefect says so itself
         Path(os.environ["PREFECT_HOME"]).mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def plane() -> ControlPlane:
+    """The control plane of a stack that runs. Raises ModelServeError at once when it does not."""
+    from flows.adapters import stack
+    from flows.wiring import control_plane
+
+    chosen = settings()
+    if chosen.mode == "local" and not stack.Supervisor(chosen).alive():
+        raise ModelServeError(f"the stack is not running (state folder {chosen.state}): modelserve up")
+    return control_plane(chosen)
 
 
 # -- the stack ----------------------------------------------------------------------------------------
@@ -77,6 +108,7 @@ def up() -> None:
     from flows.console.tables import addresses
 
     chosen = settings()
+    state_folder.remember(chosen.state)
     bring_up(chosen, say)
     console.print(addresses(chosen))
 
@@ -91,7 +123,10 @@ def down() -> None:
 
 @app.command(rich_help_panel="This machine")
 def status() -> None:
-    """Show the parts of the stack, the release servers, and who gets which share of the traffic."""
+    """Show the parts of the stack, the release servers, and who gets which share of the traffic.
+
+    Exits with 1 when a part is down.
+    """
     from flows.adapters import stack
     from flows.console.tables import parts_table, standings_table
 
@@ -99,15 +134,19 @@ def status() -> None:
     parts = stack.status(chosen)
     console.print(parts_table(parts))
     if any(part.name == "postgres" and part.healthy for part in parts):
-        from flows.wiring import control_plane
+        registry = plane().registry
+        for model in registry.models():
+            console.print(standings_table(registry.standing(model)))
+    down = [part.name for part in parts if not part.healthy]
+    if down:
+        raise ModelServeError(
+            f"{len(down)} of {len(parts)} parts are down (state folder {chosen.state}): {', '.join(down)}; "
+            "'modelserve up' starts what is missing"
+        )
 
-        plane = control_plane(chosen)
-        for model in plane.registry.models():
-            console.print(standings_table(plane.registry.standing(model)))
 
-
-@app.command(rich_help_panel="This machine")
-def prepare() -> None:
+@app.command("prepare", rich_help_panel="This machine")
+def prepare_images() -> None:
     """Make what images are built on: base system and Python packages. Once, about three minutes."""
     from flows.domain.spec import ScanPolicy
     from flows.wiring import image_builder, scanner
@@ -129,7 +168,10 @@ def prepare() -> None:
 @app.command(rich_help_panel="Releases")
 def register(
     folder: Annotated[Path, typer.Argument(help="The model's folder, with model.yaml.", show_default=False)],
-    artifact: Annotated[Path, typer.Argument(help="The trained model's file.", show_default=False)],
+    artifacts: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Trained files or folders that lie elsewhere.", show_default=False),
+    ] = None,
     version: Annotated[
         int | None, typer.Option(help="Version number; the next free one if not given.", min=1)
     ] = None,
@@ -141,14 +183,39 @@ def register(
         Path | None,
         typer.Option(help="Rows it has not learned, with its predictions and outcomes: how good it is."),
     ] = None,
+    tried: Annotated[
+        bool, typer.Option("--try/--no-try", help="Start a server first and ask it the samples.")
+    ] = True,
 ) -> None:
-    """Check a model, put its bundle into the artifact store and add it to the registry as a release."""
-    from flows.steps.registration import register_release
-    from flows.wiring import control_plane
+    """Check a model, put its bundle into the artifact store and add it to the registry as a release.
 
-    release = register_release(control_plane(settings()), folder, artifact, version, training, holdout)
+    The bundle is everything in FOLDER, but what [bold].modelserveignore[/] (as .gitignore) leaves out. One
+    ARTIFACT takes the name that serving.runtime.file wants; several keep their own.
+    """
+    from flows.steps.registration import register_release
+
+    release = register_release(plane(), folder, artifacts or (), version, training, holdout, say, tried=tried)
     say(f"registered {release.name} (sha256 {release.sha256[:12]}…)")
     say(f"next: modelserve promote {release.model} {release.version} --watch")
+
+
+@app.command(rich_help_panel="Releases")
+def check(
+    folder: Annotated[Path, typer.Argument(help="The model's folder, with model.yaml.", show_default=False)],
+    artifacts: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Trained files or folders that lie elsewhere.", show_default=False),
+    ] = None,
+) -> None:
+    """Do all that `register` does before it stores anything: needs no stack, says in a line what is wrong.
+
+    A server is started from the bundle, with the packages that it asks for and no others, and is asked the
+    requests of samples.jsonl.
+    """
+    from flows.steps.registration import checked_bundle
+
+    with checked_bundle(settings(), folder, artifacts or (), (), say, tried=True):
+        say(f"{folder}: nothing is wrong")
 
 
 @app.command(rich_help_panel="Releases")
@@ -163,12 +230,11 @@ def promote(
     """
     from flows.console.following import follow
     from flows.steps.starting import start_promotion
-    from flows.wiring import control_plane
 
-    plane = control_plane(settings())
-    started = start_promotion(plane, model, version)
+    control = plane()
+    started = start_promotion(control, model, version)
     say(f"promotion of {model} v{version} started: {started.url}")
-    if watch and not follow(plane, started, console):
+    if watch and not follow(control, started, console):
         raise typer.Exit(1)
 
 
@@ -176,18 +242,45 @@ def promote(
 def rollback(
     model: Model,
     to: Annotated[
-        int | None, typer.Option(help="Version to go back to; else the stable or previous one.")
+        int | None,
+        typer.Option(
+            help="Version to go back to, one that has been stable; else the stable or previous one."
+        ),
     ] = None,
+    unproven: Annotated[
+        bool,
+        typer.Option(help="Let --to name one that never was: it is scanned and asked its samples first."),
+    ] = False,
     reason: Annotated[str, typer.Option(help="Recorded in the history.")] = "asked for by a person",
 ) -> None:
-    """Take the canary out, or go back from the stable release to the previous one. Works without Prefect."""
-    from flows.steps.restore import roll_back
-    from flows.wiring import control_plane
+    """Take the canary out, or go back from the stable release to the previous one. Works without Prefect.
 
-    restored = roll_back(control_plane(settings()), model, reason, to)
+    Calling it again is safe: the last release that serves stays. To take a model out: modelserve retire.
+    """
+    from flows.steps.restore import roll_back
+
+    restored = roll_back(plane(), model, reason, to, unproven=unproven)
     say(restored.sentence)
     if restored.retreat is None:
         raise typer.Exit(1)
+
+
+@app.command(rich_help_panel="Releases")
+def retire(
+    model: Model,
+    reason: Annotated[str, typer.Option(help="Recorded in the history.")] = "retired by a person",
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Take a model out: nobody answers for it. Undone by: modelserve rollback MODEL --to VERSION."""
+    from flows.steps.restore import retire as empty
+
+    control = plane()
+    standing = control.registry.standing(model)
+    if standing.stable is None and standing.canary is None:
+        raise ModelServeError(f"{model} serves nobody; see 'modelserve status'")
+    if not yes:
+        typer.confirm(f"Every request for {model} will be answered with 503. Go on?", abort=True)
+    say(empty(control, model, reason).sentence)
 
 
 @app.command(rich_help_panel="Releases")
@@ -203,9 +296,8 @@ def resume(model: Model) -> None:
 
 
 def _set_paused(model: str, *, paused: bool) -> None:
-    from flows.wiring import control_plane
 
-    promotion = control_plane(settings()).registry.pause(model, paused)
+    promotion = plane().registry.pause(model, paused)
     word = "paused" if paused else "resumed"
     say(f"{word} the promotion of {model} v{promotion.version} at {promotion.weight} %")
 
@@ -217,13 +309,12 @@ def abort(
 ) -> None:
     """End a running promotion and put the traffic back."""
     from flows.steps.restore import restore
-    from flows.wiring import control_plane
 
-    plane = control_plane(settings())
-    promotion = plane.registry.standing(model).promotion
+    control = plane()
+    promotion = control.registry.standing(model).promotion
     if promotion is None:
         raise ModelServeError(f"no promotion of {model} is open; see 'modelserve history {model}'")
-    say(restore(plane, model, reason, only=promotion).sentence)
+    say(restore(control, model, reason, only=promotion).sentence)
 
 
 @app.command(rich_help_panel="Releases")
@@ -235,19 +326,20 @@ def approve(
 ) -> None:
     """Let a promotion go on to a step that waits for a person. The form in the Prefect UI does the same."""
     from flows.steps.approval import approve as give
-    from flows.wiring import control_plane
 
-    give(control_plane(settings()), model, step, approver, comment)
+    give(plane(), model, step, approver, comment)
     say(f"approved: {model} may go on to {step} %")
 
 
 @app.command(rich_help_panel="Releases")
 def thaw(model: Model) -> None:
     """Let a model be promoted again that drift or a shared incident has frozen."""
-    from flows.wiring import control_plane
 
-    control_plane(settings()).registry.freeze(model, None)
+    plane().registry.freeze(model, None)
     say(f"{model} may be promoted again")
+
+
+app.command(rich_help_panel="Releases")(experiment)
 
 
 # -- looking back -------------------------------------------------------------------------------------
@@ -257,9 +349,8 @@ def thaw(model: Model) -> None:
 def history(model: Model) -> None:
     """Every release, promotion and event of a model, from the registry."""
     from flows.console.tables import events_table, promotions_table, standings_table
-    from flows.wiring import control_plane
 
-    registry = control_plane(settings()).registry
+    registry = plane().registry
     console.print(standings_table(registry.standing(model)))
     console.print(promotions_table(registry.promotions(model)))
     console.print(events_table(registry.events(model)))
@@ -274,15 +365,16 @@ def explain(
 ) -> None:
     """Why a promotion ended as it did: the windows, the evidence, the verdicts."""
     from flows.console.tables import windows_table
+    from flows.domain.spec import parse_spec
     from flows.steps.replay import replay_verdicts
-    from flows.wiring import control_plane
 
-    registry = control_plane(settings()).registry
+    registry = plane().registry
     found = registry.promotion(promotion)
     windows = registry.windows(found)
-    console.print(windows_table(found, windows))
+    spec = registry.spec(found.model, found.version)
+    console.print(windows_table(found, windows, parse_spec(spec, "model.yaml").promotion))
     if replay:
-        different = replay_verdicts(registry.spec(found.model, found.version), windows)
+        different = replay_verdicts(spec, windows)
         say(f"replayed {len(windows)} verdicts: {len(windows) - different} identical, {different} different")
         if different:
             raise typer.Exit(1)
@@ -295,9 +387,8 @@ def explain(
 def sweep() -> None:
     """Restore promotions that nobody drives any more. Needs no Prefect server."""
     from flows.sweep import sweep_once
-    from flows.wiring import control_plane
 
-    swept = sweep_once(control_plane(settings()))
+    swept = sweep_once(plane())
     for sentence in swept.sentences:
         say(sentence)
     if swept.problems:
@@ -319,10 +410,9 @@ def drift(
     """Check traffic for drift, as the schedule does. Needs no Prefect server. Exit 1 if a check failed."""
     from flows.domain.drift.report import table
     from flows.drift import check_by_hand
-    from flows.wiring import control_plane
 
-    plane = control_plane(settings())
-    results = check_by_hand(plane, plane.registry.models() if every else models, since, until)
+    control = plane()
+    results = check_by_hand(control, control.registry.models() if every else models, since, until)
     for result in results:
         console.print(table(result))
     if not results:
@@ -361,5 +451,5 @@ def main() -> None:
     try:
         app()
     except ModelServeError as error:
-        errors.print(f"[bold red]error:[/] {' '.join(str(error).split())}")
+        errors.print(f"[bold red]error:[/] {escape(' '.join(str(error).split()))}")
         sys.exit(1)

@@ -45,7 +45,7 @@ def experiment(
     """
     from flows.domain.experiment import Plan
     from flows.domain.release import release_name
-    from flows.experiment import report_markdown, run
+    from flows.steps.experimenting import report_markdown, run
     from flows.wiring import control_plane
 
     plan = Plan(model, release_name(model, a), release_name(model, b), share, sticky, measure, alpha)

@@ -67,6 +67,8 @@ class Edge:
                 (b"POST", b"/predict"): self._predict,
                 (b"GET", b"/healthz"): service.healthz,
                 (b"GET", b"/readyz"): service.readyz,
+                (b"HEAD", b"/healthz"): service.healthz,
+                (b"HEAD", b"/readyz"): service.readyz,
                 (b"GET", b"/metrics"): service.metrics,
             }
             self._infer = reporting(inference.infer)

@@ -14,8 +14,9 @@ from urllib.parse import parse_qs
 import orjson
 from msgspec import UNSET
 
+from serving.encodings import decompressed
 from serving.errors import BadRequest, Invalid, NotFound, Problem, Unavailable
-from serving.exchange import JSON, Answer, Call, Handler, decompressed
+from serving.exchange import JSON, Answer, Call, Handler
 from serving.jobs.chunks import Chunks
 from serving.jobs.inputs import (
     JobRequest,
@@ -60,7 +61,8 @@ class BatchPredict:
         key = _key(headers.get(b"idempotency-key"))
         body = await service.body(call, spec.serving.jobs.max_body_bytes)
         if b"content-encoding" in headers:
-            body = decompressed(body, headers[b"content-encoding"], spec.serving.jobs.max_body_bytes)
+            encoding, most_bytes = headers[b"content-encoding"], spec.serving.jobs.max_body_bytes
+            body = await asyncio.to_thread(decompressed, body, encoding, most_bytes)
         request = await asyncio.to_thread(lambda: hashlib.sha256(form.encode() + b"\0" + body).hexdigest())
         if key is not None and (known := await table.by_key(key, call.client)) is not None:
             return _created(_same(known, request), chunks)

@@ -19,17 +19,16 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from serving.exchange import Handler
 from serving.http.whole import WholeRequest, WholeRequests, header_lines
 
-_BODY = {
-    "type": "about:blank",
-    "title": "Malformed request",
-    "status": 400,
-    "request_id": "",
-}
-
+_BODY = {"type": "about:blank", "title": "Malformed request", "request_id": ""}
 
 _MALFORMED = "Invalid HTTP request received."
 _OFFER = (b"upgrade", b"http2-settings")
 """What RFC 9113, 3.1, adds to the header `connection`, and names of headers themselves."""
+_PROBE_SECONDS = 0.02
+_HEAD_BYTES = 65536
+"""Of a request's line and headers, and again of its trailers."""
+_TOO_LONG = "the request's head may have at most 65536 bytes"
+_TITLES = {400: "Bad Request", 431: "Request Header Fields Too Large"}
 _JOIN_BYTES = 65536
 """Larger bodies are not worth the copy."""
 
@@ -78,6 +77,15 @@ class GuardedProtocol(HttpToolsProtocol):
 
     _head_since = 0.0
     _idle_since = 0.0
+    _unread_since = 0.0
+    """When the client's side began to be full of answers that it does not read, or 0."""
+    _silent_bytes = 0
+    """Read since the parser last had a whole something to tell: one endless header is told nothing of."""
+    _header_bytes = 0
+    _told = False
+    _refusal: tuple[int, str] | None = None
+    """Why the parser was stopped, where it was not the parser's own doing."""
+    _half_closed = False
     _joining: JoiningTransport
     _handler: Handler | None = None
     _offered = False
@@ -96,13 +104,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._head_since = time.monotonic()
 
     def data_received(self, data: bytes) -> None:
-        try:
-            self._parse(data)
-        except httptools.HttpParserError:
-            self.logger.warning(_MALFORMED)
-            self.send_400_response(_MALFORMED)
-            return
-        if self._handler is not None:
+        if self._parsed(data) and self._handler is not None:
             # The rest is still on its way: ASGI's way knows how to wait for it.
             self._handler = None
             parts, self._body = self._body, []
@@ -110,6 +112,23 @@ class GuardedProtocol(HttpToolsProtocol):
                 self._through_asgi()
                 for part in parts:
                     super().on_body(part)
+
+    def _parsed(self, data: bytes) -> bool:
+        """False when the connection was refused."""
+        try:
+            self._parse(data)
+            if self._told:
+                self._told, self._silent_bytes = False, 0
+            else:
+                self._silent_bytes += len(data)
+                if self._silent_bytes > _HEAD_BYTES:
+                    self._refuse(431, _TOO_LONG)
+        except httptools.HttpParserError:
+            status, reason = self._refusal or (400, _MALFORMED)
+            self.logger.warning(reason)
+            self._send_refusal(status, reason)
+            return False
+        return True
 
     def _parse(self, data: bytes) -> None:
         """Every JDK's client offers HTTP/2 on plain connections. The parser takes an offer for the end of
@@ -143,6 +162,43 @@ class GuardedProtocol(HttpToolsProtocol):
         version = self.parser.get_http_version().encode()
         return b"%s %s HTTP/%s\r\n%s\r\n" % (self._method, self.url, version, header_lines(kept))
 
+    def _refuse(self, status: int, reason: str) -> None:
+        """Stop reading; httptools wraps what its callbacks raise."""
+        self._refusal = status, reason
+        raise httptools.HttpParserError(reason)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._header_bytes += len(name) + len(value) + 4
+        if self._header_bytes > _HEAD_BYTES:
+            self._refuse(431, _TOO_LONG)
+        super().on_header(name, value)
+
+    def on_chunk_header(self) -> None:
+        self._told = True
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """A client that has sent all may still wait for its answer; or it has left, which looks the same.
+        Asked with an interim answer, a system that nobody listens on resets the connection."""
+        if self.cycle is None or self.cycle.response_complete:
+            return False
+        self._half_closed = True
+        self.loop.call_later(_PROBE_SECONDS, self._probe)
+        return True
+
+    def _probe(self) -> None:
+        cycle = self.cycle
+        waits = not cycle.response_complete and not getattr(cycle, "response_started", False)
+        if waits and not self._transport.is_closing():
+            self._transport.write(b"HTTP/1.1 102 Processing\r\n\r\n")
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread_since = time.monotonic()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._unread_since = 0.0
+
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._handler, self._body = None, []
@@ -153,6 +209,8 @@ class GuardedProtocol(HttpToolsProtocol):
             super().on_response_complete()
             return
         self.server_state.total_requests += 1
+        if self._half_closed:
+            self._joining.close()
         if not self._joining.is_closing():
             self.flow.resume_reading()
             self._idle_since = time.monotonic()
@@ -160,12 +218,18 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         # What uvicorn does here, without the scope: that is made for requests that go through ASGI.
         self.url, self.headers, self.expect_100_continue = b"", [], False
+        self._header_bytes = 0
+        self._told = True
         self._idle_since = 0.0
         if self._head_since == 0.0:
             self._head_since = time.monotonic()
 
     def on_headers_complete(self) -> None:
         self._head_since = self._idle_since = 0.0
+        if self._header_bytes + len(self.url) > _HEAD_BYTES:
+            self._refuse(431, _TOO_LONG)
+        self._header_bytes = 0  # of the trailers, from here on
+        self._told = True
         self._method = self.parser.get_method()
         if self.parser.should_upgrade():
             if self._method == b"CONNECT":
@@ -194,6 +258,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self.headers = []
 
     def on_body(self, body: bytes) -> None:
+        self._told = True
         if self._handler is None:
             super().on_body(body)
         else:
@@ -252,11 +317,21 @@ class GuardedProtocol(HttpToolsProtocol):
         if 0.0 < self._idle_since < oldest and not self.transport.is_closing():
             self.transport.close()
 
-    def send_400_response(self, msg: str) -> None:
-        """The bytes are not HTTP, so there is no request and no id."""
-        body = orjson.dumps({**_BODY, "detail": msg})
-        self.transport.write(
-            b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/problem+json\r\nconnection: close\r\n"
-            b"x-content-type-options: nosniff\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
+    def close_if_unread(self, oldest: float) -> None:
+        """Close when the client has read none of its answers since before `oldest` (time.monotonic)."""
+        if 0.0 < self._unread_since < oldest:
+            self._transport.abort()
+
+    def _send_refusal(self, status: int, reason: str) -> None:
+        """There is no request that could be answered, and no id."""
+        self._handler, self._body = None, []
+        if self._transport.is_closing():
+            return
+        body = orjson.dumps({**_BODY, "status": status, "detail": reason})
+        self._joining.flush()
+        self._transport.write(
+            b"HTTP/1.1 %d %s\r\ncontent-type: application/problem+json\r\nconnection: close\r\n"
+            b"x-content-type-options: nosniff\r\ncontent-length: %d\r\n\r\n%s"
+            % (status, _TITLES[status].encode(), len(body), body)
         )
-        self.transport.close()
+        self._transport.close()

@@ -92,7 +92,8 @@ class WholeRequest:
             own,
             header_lines(headers) if headers else b"",
         )
-        self._end(head, answer.body, close=CLOSE in headers)
+        body = b"" if self.scope["method"] == "HEAD" else answer.body
+        self._end(head, body, close=CLOSE in headers)
 
     def drop(self) -> None:
         """End the connection without an answer."""

@@ -68,9 +68,12 @@ def verify(folder: Path, expected_sha256: str | None = None) -> str:
         raise BundleCorrupt(
             f"{folder}: {MANIFEST} has sha256 {sha256}, registered is {expected_sha256}; fetch it again"
         )
+    inside = folder.resolve()
     for name, expected in listed_files(content, folder).items():
         path = folder / name
         try:
+            if not path.resolve().is_relative_to(inside):
+                raise BundleCorrupt(f"{path}: a link that leaves the folder; put the file itself there")
             found = _file_sha256(path)
         except OSError:
             raise BundleCorrupt(

@@ -48,6 +48,7 @@ NUMPY: dict[Datatype, Any] = {
 }
 _STRUCT = {np.float32: "f", np.float64: "d"}
 MAX_STRING = 65536
+MOST_UINT64 = 2**64 - 1
 _EAGER_ELEMENTS = 2048
 """Payloads with more values become arrays at once: as Python floats they would take ten times the memory."""
 _AT = re.compile(r" - at `\$(.*)`$", re.DOTALL)
@@ -117,11 +118,18 @@ class _Decoder:
         )
         self._decode = msgspec.json.Decoder(self._request).decode
         self._integers = {column.name for column in inputs if column.type == "integer"}
+        # msgspec compares with 64-bit signed numbers only.
+        self._wide = [
+            (index, column.name) for index, column in enumerate(inputs) if model.datatype(column) == "UINT64"
+        ]
 
     def rows(self, body: bytes) -> list[Any]:
         """The instances: row structs, or bare values of the only input."""
         try:
-            return self._decode(body).instances  # type: ignore[no-any-return, attr-defined]
+            rows: list[Any] = self._decode(body).instances  # type: ignore[attr-defined]
+            if self._wide:
+                self._check_wide(rows)
+            return rows
         except msgspec.ValidationError as error:
             if self._integers and "Expected `int" in str(error) and "got `float`" in str(error):
                 return self._with_whole_numbers(body)
@@ -146,9 +154,20 @@ class _Decoder:
             instances = content["instances"]
             content["instances"] = [row if isinstance(row, dict) else _whole(row) for row in instances]
         try:
-            return msgspec.convert(content, self._request).instances  # type: ignore[no-any-return]
+            rows: list[Any] = msgspec.convert(content, self._request).instances
         except msgspec.ValidationError as error:
             raise invalid(error) from None
+        if self._wide:
+            self._check_wide(rows)
+        return rows
+
+    def _check_wide(self, rows: list[Any]) -> None:
+        for number, row in enumerate(rows):
+            for index, name in self._wide:
+                named = type(row) is self.row_type
+                if largest(getattr(row, f"f{index}") if named else row) > MOST_UINT64:
+                    pointer = f"#/instances/{number}" + (f"/{name}" if named else "")
+                    raise Invalid(f"Expected int <= {MOST_UINT64}", pointer=pointer)
 
     def values(self, body: bytes) -> list[Any]:
         """As `rows`, for a signature with one input: always bare values."""
@@ -189,11 +208,13 @@ class TensorCodec:
             rows = [msgspec.structs.astuple(row) for row in self._decoder.rows(body)]
             count, columns = len(rows), [list(column) for column in zip(*rows, strict=True)]
         if count * self._elements > _EAGER_ELEMENTS:
-            columns = [_as_array(column, dtype) for column, dtype in zip(columns, self._dtypes, strict=True)]
+            columns = [
+                _shared(_as_array(column, dtype)) for column, dtype in zip(columns, self._dtypes, strict=True)
+            ]
         return TensorPayload(count, columns, count * self._row_bytes)
 
     def payload(self, columns: dict[str, Array]) -> TensorPayload:
-        arrays: list[Values] = [columns[column.name] for column in self._inputs]
+        arrays: list[Values] = [_shared(columns[column.name]) for column in self._inputs]
         count = len(columns[self._inputs[0].name])
         return TensorPayload(count, arrays, sum(array.nbytes for array in columns.values()))
 
@@ -201,7 +222,7 @@ class TensorCodec:
         assert isinstance(result, TensorResult)
         if self._single_output:
             return b'{"predictions":' + _json(result.columns[0]) + b"}"
-        rows = zip(*[list(column) for column in result.columns], strict=True)
+        rows = zip(*[_items(column) for column in result.columns], strict=True)
         content = [dict(zip(self._outputs, row, strict=True)) for row in rows]
         return b'{"predictions":' + orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY) + b"}"
 
@@ -223,7 +244,10 @@ class TensorCodec:
 
     def prediction(self, result: Result, row: int) -> dict[str, Any]:
         assert isinstance(result, TensorResult)
-        return {name: column[row] for name, column in zip(self._outputs, result.columns, strict=True)}
+        return {
+            name: _items(column[row : row + 1])[0]
+            for name, column in zip(self._outputs, result.columns, strict=True)
+        }
 
     def canonical(self, payload: Payload, row: int) -> bytes:
         assert isinstance(payload, TensorPayload)
@@ -245,7 +269,7 @@ class TensorCodec:
                 continue
             if isinstance(values, list):
                 # The batch is made of the same arrays afterwards: one conversion for both.
-                columns[index] = values = array_of(values, dtype)
+                columns[index] = values = _shared(array_of(values, dtype))
             value = values[row]
             if value.dtype != dtype:
                 value = value.astype(dtype)
@@ -305,9 +329,7 @@ class RecordCodec:
 
     def arrays(self, result: Result) -> dict[str, Array]:
         assert isinstance(result, RecordResult)
-        return {
-            name: np.array([row[name] for row in result.rows], dtype=dtype) for name, dtype in self._outputs
-        }
+        return {name: _maybe_null([row[name] for row in result.rows], dtype) for name, dtype in self._outputs}
 
     def features(self, payload: Payload, row: int) -> dict[str, Any]:
         assert isinstance(payload, RecordPayload)
@@ -369,6 +391,13 @@ def invalid(error: msgspec.ValidationError, root: str = "#") -> Invalid:
     return Invalid(message.replace("`", ""), pointer=pointer)
 
 
+def largest(value: Any) -> int:
+    """The largest of nested integers; 0 for none and for null."""
+    if isinstance(value, list):
+        return max((largest(item) for item in value), default=0)
+    return value or 0
+
+
 def _whole(value: Any) -> Any:
     if isinstance(value, float) and value.is_integer():
         return int(value)
@@ -379,6 +408,17 @@ def _whole(value: Any) -> Any:
 
 def _is_array(value: object) -> bool:
     return isinstance(value, np.ndarray)
+
+
+def _items(column: Array) -> list[Any]:
+    """Each row's value, ready for JSON: orjson writes arrays, but none of objects."""
+    return column.tolist() if column.dtype == np.object_ else list(column)
+
+
+def _maybe_null(values: list[Any], dtype: Any) -> Array:
+    """An array of the datatype, or of objects where a value is null and the datatype has no NaN."""
+    floats = np.issubdtype(dtype, np.floating)
+    return np.array(values, dtype=dtype if floats or None not in values else np.object_)
 
 
 def _json(value: Any) -> bytes:
@@ -409,6 +449,13 @@ def _as_array(part: Values, dtype: Any) -> Array:
     if isinstance(part, Vectors):
         return part.array()
     return array_of(part, dtype) if isinstance(part, list) else np.asarray(part, dtype=dtype)
+
+
+def _shared(array: Array) -> Array:
+    """Read-only: a model that changes its input in place gets a copy, and who reads the rows later does
+    not."""
+    array.setflags(write=False)
+    return array
 
 
 def array_of(rows: list[Any], dtype: Any) -> Array:

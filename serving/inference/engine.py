@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-import msgspec
 import numpy as np
 
 from serving.arrays import Array
-from serving.errors import ModelFault
-from serving.inference.codec import NUMPY, flattened, value_type
+from serving.errors import WrongForm
+from serving.inference.codec import NUMPY, flattened
+from serving.inference.outputs import OutputColumn
+from serving.inference.records import RecordInputs, RecordOutputs
 from serving.inference.rows import (
     Payload,
     RecordPayload,
@@ -27,12 +28,6 @@ from serving.runtimes import RowRuntime, TensorRuntime
 from serving.spec import ModelFile
 
 
-class InvalidOutput(ModelFault):
-    """The model answered, but not what its signature says."""
-
-    title, reason = "The model's answer breaks its signature", "invalid_output"
-
-
 class Engine(Protocol):
     def infer(self, payloads: Sequence[Payload]) -> Sequence[Result]:
         """One result for each payload, in order. Whatever the model raises comes out as it is."""
@@ -42,10 +37,9 @@ class TensorEngine:
     def __init__(self, runtime: TensorRuntime, model: ModelFile) -> None:
         self._run = runtime.run
         self._dtypes = [NUMPY[model.datatype(column)] for column in model.signature.inputs]
-        self._outputs = [
-            (column, column.shape, np.dtype(NUMPY[model.datatype(column)]))
-            for column in model.signature.outputs
-        ]
+        self._axes = [column.batch_axis for column in model.signature.inputs]
+        self._moved = any(self._axes)
+        self._outputs = [OutputColumn(column, model.datatype(column)) for column in model.signature.outputs]
         self._stacked = model.serving.runtime.inputs == "stack"
         self.observed: Callable[[Sequence[Array]], None] | None = None
         """Told about the checked outputs of every batch."""
@@ -59,6 +53,11 @@ class TensorEngine:
         ]
         if self._stacked:
             arrays = [np.stack([array.astype(np.float32, copy=False) for array in arrays], axis=1)]
+        elif self._moved:
+            arrays = [
+                np.ascontiguousarray(np.moveaxis(array, 0, axis)) if axis else array
+                for array, axis in zip(arrays, self._axes, strict=True)
+            ]
         outputs = self._checked(self._run(arrays), total)
         if self.observed is not None:
             self.observed(outputs)
@@ -74,51 +73,21 @@ class TensorEngine:
 
     def _checked(self, outputs: Sequence[Array], rows: int) -> list[Array]:
         if len(outputs) != len(self._outputs):
-            raise InvalidOutput(
-                f"the model gave {len(outputs)} outputs, its signature has {len(self._outputs)}"
-            )
-        checked = []
-        for array, (column, shape, dtype) in zip(outputs, self._outputs, strict=True):
-            if array.shape != (rows, *shape):
-                if array.size != rows * column.elements:
-                    raise InvalidOutput(
-                        f"output {column.name} has shape {array.shape}, expected {(rows, *shape)}"
-                    )
-                array = array.reshape((rows, *shape))
-            if array.dtype != dtype:
-                array = array.astype(dtype)
-            if dtype.kind == "f" and not column.nullable and not np.isfinite(array).all():
-                raise InvalidOutput(f"output {column.name} holds NaN or infinity")
-            if column.minimum is not None and (array < column.minimum).any():
-                raise InvalidOutput(f"output {column.name} is below its minimum {column.minimum}")
-            if column.maximum is not None and (array > column.maximum).any():
-                raise InvalidOutput(f"output {column.name} is above its maximum {column.maximum}")
-            checked.append(np.ascontiguousarray(array))
-        return checked
+            raise WrongForm(f"the model gave {len(outputs)} outputs, its signature has {len(self._outputs)}")
+        return [output.checked(array, rows) for array, output in zip(outputs, self._outputs, strict=True)]
 
 
 class RecordEngine:
     def __init__(self, runtime: RowRuntime, model: ModelFile) -> None:
         self._predict = runtime.predict
-        fields: list[Any] = []
-        for index, column in enumerate(model.signature.outputs):
-            kind = value_type(column, model.datatype(column))
-            fields.append((f"f{index}", kind, None) if column.nullable else (f"f{index}", kind))
-        row = msgspec.defstruct(
-            "Output",
-            fields,
-            rename={f"f{index}": column.name for index, column in enumerate(model.signature.outputs)},
-            forbid_unknown_fields=True,
-            kw_only=True,
-        )
-        self._type: Any = list[row]  # type: ignore[valid-type]
-        self._optional = [column.name for column in model.signature.outputs if column.nullable]
+        self._inputs = RecordInputs(model)
+        self._outputs = RecordOutputs(model)
         self.observed: Callable[[Sequence[dict[str, Any]]], None] | None = None
 
     def infer(self, payloads: Sequence[Payload]) -> list[Result]:
         records = [payload for payload in payloads if isinstance(payload, RecordPayload)]
-        rows = [row for record in records for row in record.rows]
-        outputs = self._checked(self._predict(rows), len(rows))
+        rows = self._inputs.copied(records)
+        outputs = self._outputs.checked(self._predict(rows), sum(record.count for record in records))
         if self.observed is not None:
             self.observed(outputs)
         results: list[Result] = []
@@ -127,31 +96,3 @@ class RecordEngine:
             results.append(RecordResult(outputs[start : start + record.count]))
             start += record.count
         return results
-
-    def _checked(self, outputs: object, rows: int) -> list[dict[str, Any]]:
-        if not isinstance(outputs, list) or len(outputs) != rows:
-            found = f"{len(outputs)} rows" if isinstance(outputs, list) else type(outputs).__name__
-            raise InvalidOutput(f"predict() gave {found}, expected a list of {rows} dicts")
-        try:
-            msgspec.convert(outputs, self._type)
-        except msgspec.ValidationError:
-            # numpy scalars and arrays are fine as values; they are made plain before the second look.
-            outputs = [_plain(row) for row in outputs]
-            try:
-                msgspec.convert(outputs, self._type)
-            except msgspec.ValidationError as error:
-                raise InvalidOutput(f"predict() gave a bad row: {error}") from None
-        for name in self._optional:
-            for row in outputs:
-                row.setdefault(name, None)
-        return outputs
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray | np.generic):
-        return value.tolist()
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value

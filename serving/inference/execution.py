@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from serving.errors import Expired, ModelFault, Problem, Unavailable
-from serving.inference.engine import Engine, InvalidOutput
+from serving.errors import Expired, InvalidOutput, ModelFault, Problem, Unavailable
+from serving.inference.engine import Engine
 from serving.inference.rows import Payload, Result, joined
 
 logger = logging.getLogger("serving.inference.model")
@@ -44,7 +44,7 @@ def run_batch(
     try:
         results = engine.infer(payloads)
         return results, time.perf_counter() - started
-    except Exception as error:
+    except BaseException as error:  # also what ends a thread: a handler that calls sys.exit() ends no server
         if len(payloads) == 1 and payloads[0].count == 1:
             return [_fault(error)], None
     outcomes = [
@@ -62,7 +62,7 @@ def _alone(
             return Expired("the deadline passed while the batch was run again")
         try:
             return engine.infer([payload])[0]
-        except Exception as error:
+        except BaseException as error:
             if payload.count == 1:
                 return _fault(error)
     results: dict[int, Result] = {}
@@ -72,7 +72,7 @@ def _alone(
             return Expired("the deadline passed while the rows were run one by one")
         try:
             results[row] = engine.infer([payload.part(row, row + 1)])[0]
-        except Exception as error:
+        except BaseException as error:
             faults[row] = _fault(error)
     if faults:
         return RowsFailed(faults, results)
@@ -80,7 +80,7 @@ def _alone(
     return joined([results[row] for row in range(payload.count)])
 
 
-def _fault(error: Exception) -> Problem:
+def _fault(error: BaseException) -> Problem:
     if isinstance(error, InvalidOutput):
         logger.error("invalid output: %s", error.detail)
         return InvalidOutput(error.detail)

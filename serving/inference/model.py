@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import orjson
 
-from serving.errors import Problem, StartupError
+from serving.errors import Problem, StartupError, WrongForm
 from serving.inference.bundle import Bundle, load_bundle
 from serving.inference.codec import Codec, make_codec
 from serving.inference.cost import BatchCost
@@ -98,7 +98,7 @@ def warm_up(loaded: LoadedModel) -> Payload | None:
         _timed(loaded, one)
     except Exception as error:
         detail = error.detail if isinstance(error, Problem) else f"{type(error).__name__}: {error}"
-        if recorded or isinstance(loaded.engine, TensorEngine):
+        if recorded or isinstance(loaded.engine, TensorEngine) or isinstance(error, WrongForm):
             raise StartupError(f"{loaded.bundle.folder}: the model fails its warm-up ({detail})") from error
         logger.warning("no warm-up: the model does not take a made-up row; add samples.jsonl (%s)", detail)
         return None

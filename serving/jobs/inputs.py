@@ -120,6 +120,8 @@ def _parquet_rows(stream: BinaryIO, model: ModelFile) -> Iterator[bytes]:
     try:
         table = pyarrow.parquet.ParquetFile(stream)
         given = set(table.schema_arrow.names)
+        if len(given) < len(table.schema_arrow.names):
+            raise Invalid("two columns have the same name")
         columns = {column.name: column for column in model.signature.inputs}
         for name in sorted(given - columns.keys()):
             raise Invalid(f"unknown column {name}; the model takes {', '.join(columns)}")
@@ -128,13 +130,20 @@ def _parquet_rows(stream: BinaryIO, model: ModelFile) -> Iterator[bytes]:
                 raise Invalid(f"column {name} is missing")
         for batch in table.iter_batches(batch_size=_PARQUET_ROWS):
             for row in batch.to_pylist():
-                yield orjson.dumps({name: _no_nan(value) for name, value in row.items()})
+                yield b"{%s}" % b",".join(
+                    b"%s:%s" % (orjson.dumps(name), _json(value)) for name, value in row.items()
+                )
     except (pyarrow.ArrowException, OSError) as error:
         raise BadRequest(f"the input is not Parquet: {str(error).splitlines()[0][:200]}") from None
     except TypeError as error:
         raise Invalid(f"a column holds what JSON cannot: {error}") from None
 
 
-def _no_nan(value: Any) -> Any:
-    """Data frames say null with NaN."""
-    return None if isinstance(value, float) and math.isnan(value) else value
+def _json(value: Any) -> bytes:
+    """Data frames say null with NaN. JSON has no infinity; a number beyond all floats stands for it, which
+    fails the row as infinity would."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return b"null" if math.isnan(value) else b"1e999" if value > 0 else b"-1e999"
+    if isinstance(value, list):
+        return b"[%s]" % b",".join([_json(item) for item in value])
+    return orjson.dumps(value)

@@ -50,6 +50,18 @@ def make_runtime(model: ModelFile, folder: Path) -> TensorRuntime | RowRuntime:
             from serving.runtimes.onnx import OnnxRuntime
 
             return OnnxRuntime(model, folder)
+        if kind == "sklearn":
+            from serving.runtimes.estimators import SklearnRuntime
+
+            return SklearnRuntime(model, folder)
+        if kind == "xgboost":
+            from serving.runtimes.trees import XgboostRuntime
+
+            return XgboostRuntime(model, folder)
+        if kind == "lightgbm":
+            from serving.runtimes.trees import LightgbmRuntime
+
+            return LightgbmRuntime(model, folder)
         from serving.runtimes.tensorflow import TensorFlowRuntime
 
         return TensorFlowRuntime(model, folder)
@@ -57,7 +69,7 @@ def make_runtime(model: ModelFile, folder: Path) -> TensorRuntime | RowRuntime:
         raise
     except ModuleNotFoundError as error:
         raise StartupError(
-            f"{folder}: the runtime {kind} needs the package {error.name!r}; install it into the image"
+            f"{folder}: the runtime {kind} needs the package {error.name!r}; name it in requirements.txt"
         ) from error
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]

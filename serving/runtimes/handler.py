@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-import importlib.util
+import inspect
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from serving.errors import StartupError
 from serving.runtimes.devices import choose_device
+from serving.runtimes.modules import import_handler
 from serving.spec import ModelFile
 
 
 class HandlerRuntime:
     def __init__(self, model: ModelFile, folder: Path) -> None:
         spec = model.serving.runtime
-        module = import_handler(folder / spec.handler)
+        module = import_handler(folder, spec.handler)
         for name in ("load", "predict"):
             if not callable(getattr(module, name, None)):
                 raise StartupError(
                     f"{folder / spec.handler}: no function {name}(); see the handler's contract"
                 )
+        for name in ("load", "predict"):
+            if inspect.iscoroutinefunction(getattr(module, name)):
+                raise StartupError(
+                    f"{folder / spec.handler}: {name}() is async; write `def {name}`: predict() runs in a "
+                    "thread of its own"
+                )
+        if inspect.isgeneratorfunction(module.predict) or inspect.isasyncgenfunction(module.predict):
+            raise StartupError(f"{folder / spec.handler}: predict() yields; return a list with a dict a row")
         # A handler need not use torch; asking for a device must not import it then.
         device = (
             "cpu" if spec.device == "cpu" else choose_device(spec.device, import_torch=spec.device == "cuda")
@@ -30,17 +38,3 @@ class HandlerRuntime:
 
     def predict(self, rows: list[dict[str, Any]]) -> Any:
         return self._predict(self._model, rows)
-
-
-def import_handler(path: Path) -> ModuleType:
-    """Import the file under a private name; StartupError when it is not there or raises."""
-    spec = importlib.util.spec_from_file_location("model_handler", path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise StartupError(f"{path}: not there; add it or name another one in serving.runtime.handler")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        raise StartupError(f"{path}: cannot be imported ({reason})") from error
-    return module

@@ -12,11 +12,12 @@ import onnxruntime
 from serving.arrays import Array
 from serving.errors import StartupError
 from serving.runtimes.devices import cpu_quota
+from serving.runtimes.names import input_names, output_names
 from serving.spec import ModelFile
 
 
 class OnnxRuntime:
-    """Inputs and outputs are matched by name; a model with other names gets them in the signature's order."""
+    """Inputs and outputs are matched by name."""
 
     def __init__(self, model: ModelFile, folder: Path) -> None:
         spec = model.serving.runtime
@@ -32,19 +33,10 @@ class OnnxRuntime:
         self._session: Any = onnxruntime.InferenceSession(
             str(path), options, providers=_providers(spec.device)
         )
-        inputs = [node.name for node in self._session.get_inputs()]
         wanted = ["inputs"] if spec.inputs == "stack" else [column.name for column in model.signature.inputs]
-        if len(inputs) != len(wanted):
-            raise StartupError(f"{path}: takes {len(inputs)} inputs, the signature has {len(wanted)}")
-        self._inputs = wanted if set(inputs) == set(wanted) else inputs
-        outputs = [node.name for node in self._session.get_outputs()]
+        self._inputs = input_names(path, wanted, [node.name for node in self._session.get_inputs()])
         names = [column.name for column in model.signature.outputs]
-        if set(names) <= set(outputs):
-            self._outputs = names
-        elif len(names) == len(outputs):
-            self._outputs = outputs
-        else:
-            raise StartupError(f"{path}: gives {', '.join(outputs)}; the signature wants {', '.join(names)}")
+        self._outputs = output_names(path, names, [node.name for node in self._session.get_outputs()])
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         feed = dict(zip(self._inputs, inputs, strict=True))

@@ -1,4 +1,5 @@
-"""PyTorch: exported programs (`.pt2`), TorchScript, and a state dict with `build()` in handler.py.
+"""PyTorch: exported programs (`.pt2`), TorchScript, and weights (a state dict, or
+safetensors) with `build()` in handler.py.
 
 Nothing is unpickled without `trust_pickle: true`: torch.export's reader falls back to pickle for weights
 and constants, so it is run under torch's own switch that forbids this.
@@ -17,10 +18,11 @@ from typing import Any
 import torch
 
 from serving.arrays import Array
-from serving.errors import StartupError
+from serving.errors import StartupError, WrongForm
 from serving.runtimes.devices import choose_device, cpu_quota
-from serving.runtimes.handler import import_handler
 from serving.runtimes.layout import lay_out
+from serving.runtimes.modules import import_handler
+from serving.runtimes.names import argument_names, argument_order
 from serving.spec import ModelFile, RuntimeSpec
 
 _ONE_THREAD_BELOW_SECONDS = 0.003
@@ -40,6 +42,9 @@ class PyTorchRuntime:
         self._names = [column.name for column in model.signature.outputs]
         self._dtype = None if spec.dtype == "float32" else getattr(torch, spec.dtype)
         module = self._load(spec, folder)
+        wanted = ["inputs"] if spec.inputs == "stack" else [column.name for column in model.signature.inputs]
+        order = argument_order(folder / (spec.file or ""), wanted, argument_names(module))
+        self._order = order if order != sorted(order) else None
         self._undo_layout: Callable[[], None] | None = None
         if self._device == "cpu" and isinstance(module, torch.nn.Module):
             self._undo_layout = lay_out(module)
@@ -53,12 +58,14 @@ class PyTorchRuntime:
         if getattr(self._settled, "threads", 0) != self._threads:
             torch.set_num_threads(self._threads)
             self._settled.threads = self._threads
+        if self._order is not None:
+            inputs = [inputs[place] for place in self._order]
         with torch.inference_mode():
             if self._plain:
                 answer = self._module(*[_tensor(array) for array in inputs])
                 if isinstance(answer, torch.Tensor):
-                    return [answer.numpy()]
-                return [tensor.numpy() for tensor in self._ordered(answer)]
+                    return [_array(answer)]
+                return [_array(tensor) for tensor in self._ordered(answer)]
             return self._run_converted(inputs)
 
     def _run_first(self, undo: Callable[[], None], inputs: Sequence[Array]) -> list[Array]:
@@ -94,7 +101,7 @@ class PyTorchRuntime:
         try:
             answer = self._module(*[self._moved(_tensor(array)) for array in inputs])
             tensors = [answer] if isinstance(answer, torch.Tensor) else self._ordered(answer)
-            return [self._returned(tensor) for tensor in tensors]
+            return [_array(tensor.cpu()) for tensor in tensors]
         except torch.cuda.OutOfMemoryError:
             torch.cuda.empty_cache()
             raise MemoryError("the batch does not fit into the device's memory") from None
@@ -111,16 +118,30 @@ class PyTorchRuntime:
             tensor = tensor.to(self._dtype)
         return tensor
 
-    def _returned(self, tensor: torch.Tensor) -> Array:
-        if tensor.dtype in (torch.bfloat16, torch.float16):
-            tensor = tensor.float()
-        array: Array = tensor.cpu().numpy()
-        return array
-
     def _ordered(self, answer: Any) -> list[torch.Tensor]:
+        """By name where the answer has names, else in the order of the signature."""
+        names = getattr(answer, "_fields", None)
+        if names is not None and set(self._names) <= set(names):
+            answer = answer._asdict()
         if isinstance(answer, dict):
+            missing = [name for name in self._names if name not in answer]
+            if missing and len(answer) == len(self._names) == 1:
+                return list(answer.values())
+            if missing:
+                raise WrongForm(f"the model gives {', '.join(answer)}, and no {', '.join(missing)}")
             return [answer[name] for name in self._names]
-        return list(answer)
+        if not isinstance(answer, tuple | list):
+            raise WrongForm(f"the model gives a {type(answer).__name__}, expected tensors")
+        tensors: list[torch.Tensor] = []
+        for tensor in answer:
+            # A recurrent layer's states come as a tuple within the tuple.
+            tensors += tensor if isinstance(tensor, tuple | list) else [tensor]
+        for tensor in tensors:
+            if not isinstance(tensor, torch.Tensor):
+                raise WrongForm(
+                    f"the model gives a {type(tensor).__name__} among its outputs, expected tensors"
+                )
+        return tensors
 
     def _load(self, spec: RuntimeSpec, folder: Path) -> Any:
         assert spec.file is not None
@@ -139,7 +160,7 @@ class PyTorchRuntime:
                 module: Any = torch.jit.load(str(path), map_location=self._device)  # type: ignore[no-untyped-call]
             module.eval()
         else:
-            module = self._from_state(path, folder / spec.handler, spec.trust_pickle)
+            module = self._from_state(path, folder, spec, form)
         return module.to(self._device, self._dtype) if self._dtype is not None else module.to(self._device)
 
     def _exported(self, path: Path, trust_pickle: bool) -> Any:
@@ -152,12 +173,19 @@ class PyTorchRuntime:
             module = move_to_device_pass(program, self._device).module()
         return module.to(self._dtype) if self._dtype is not None else module
 
-    def _from_state(self, path: Path, handler: Path, trust_pickle: bool) -> Any:
-        build = getattr(import_handler(handler), "build", None)
+    def _from_state(self, path: Path, folder: Path, spec: RuntimeSpec, form: str) -> Any:
+        build = getattr(import_handler(folder, spec.handler), "build", None)
         if not callable(build):
-            raise StartupError(f"{handler}: no function build() that returns the module for {path.name}")
+            raise StartupError(
+                f"{folder / spec.handler}: no function build() that returns the module for {path.name}"
+            )
         module = build()
-        state = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
+        if form == "safetensors":
+            from safetensors.torch import load_file
+
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=not spec.trust_pickle)
         module.load_state_dict(state)
         return module.eval()
 
@@ -167,13 +195,22 @@ def _tensor(array: Array) -> torch.Tensor:
     return torch.from_numpy(array if array.flags.carray else array.copy())
 
 
+def _array(tensor: torch.Tensor) -> Array:
+    """A copy: the tensor may be a part of the model, which its next call changes while this answer is
+    read."""
+    if tensor.dtype in (torch.bfloat16, torch.float16):
+        tensor = tensor.float()
+    array: Array = tensor.numpy().copy()
+    return array
+
+
 def detect_format(path: Path) -> str:
     """Which of PyTorch's formats a file is, by its content: suffixes are used for all of them."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except zipfile.BadZipFile:
-        return "state_dict"
+        return "safetensors" if path.suffix == ".safetensors" else "state_dict"
     if any(name.endswith(("/archive_format", "serialized_exported_program.json")) for name in names) or any(
         "/models/" in f"/{name}" and name.endswith(".json") for name in names
     ):

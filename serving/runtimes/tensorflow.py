@@ -11,6 +11,7 @@ from typing import Any
 from serving.arrays import Array
 from serving.errors import StartupError
 from serving.runtimes.devices import cpu_quota
+from serving.runtimes.names import input_names, output_names
 from serving.spec import ModelFile
 
 _SIGNATURE = "serving_default"
@@ -49,20 +50,9 @@ class TensorFlowRuntime:
         self._call: Any = signatures[_SIGNATURE]
         takes: dict[str, Any] = self._call.structured_input_signature[1]
         wanted = ["inputs"] if spec.inputs == "stack" else [column.name for column in model.signature.inputs]
-        if set(takes) == set(wanted):
-            self._inputs = wanted
-        elif len(takes) == len(wanted) == 1:
-            self._inputs = list(takes)
-        else:
-            raise StartupError(f"{path}: takes {', '.join(takes)}; the signature has {', '.join(wanted)}")
-        gives = list(self._call.structured_outputs)
+        self._inputs = input_names(path, wanted, list(takes))
         names = [column.name for column in model.signature.outputs]
-        if set(names) <= set(gives):
-            self._outputs = names
-        elif len(gives) == len(names) == 1:
-            self._outputs = gives
-        else:
-            raise StartupError(f"{path}: gives {', '.join(gives)}; the signature wants {', '.join(names)}")
+        self._outputs = output_names(path, names, list(self._call.structured_outputs))
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         feed = {

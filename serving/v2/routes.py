@@ -7,8 +7,9 @@ from urllib.parse import unquote
 
 import orjson
 
+from serving.encodings import decompressed
 from serving.errors import BadRequest, NotFound, Problem
-from serving.exchange import JSON, Answer, Call, Handler, decompressed, problem_answer
+from serving.exchange import JSON, Answer, Call, Handler, problem_answer
 from serving.service import Service, State
 from serving.v2.protocol import Protocol
 

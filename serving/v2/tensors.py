@@ -57,9 +57,13 @@ class InputTensor:
             message = str(error).replace("`", "")
             raise BadRequest(f"input {self.column.name}: {message}") from None
         try:
-            array = np.array(values, dtype=self._dtype)
+            # A null has no place in arrays but those of floats and of objects.
+            maybe_null = self.column.nullable and self._dtype.kind != "f"
+            array = np.array(values, dtype=np.object_ if maybe_null else self._dtype)
         except ValueError:
             raise BadRequest(f"input {self.column.name}: the nested lists have different lengths") from None
+        except OverflowError:
+            raise BadRequest(f"input {self.column.name}: a value is too large for {self.datatype}") from None
         if array.size != shape[0] * self.column.elements or (nested and list(array.shape) != shape):
             raise BadRequest(f"input {self.column.name}: {array.size} values do not fill the shape {shape}")
         return array.reshape((shape[0], *self.column.shape))
@@ -140,6 +144,6 @@ def to_binary(array: Array, datatype: Datatype) -> bytes:
             encoded = str(value).encode()
             parts += [_LENGTH.pack(len(encoded)), encoded]
         return b"".join(parts)
-    if array.dtype == object:
+    if array.dtype == object and None in array.reshape(-1).tolist():
         raise BadRequest("an output holds null, which binary data cannot express; ask for JSON")
     return array.astype(NUMPY[datatype], copy=False).tobytes()

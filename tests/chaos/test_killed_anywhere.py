@@ -1,8 +1,8 @@
 """A promotion that dies before or after any of its writes: nobody is hurt, and it can be run again.
 
-Between any two writes a promotion is killed twice: once it is run again, once it is swept. `make test` keeps the
-gaps at which the two have most to mend; `make chaos` does all of them. The flow's own process dies and Prefect never hears of it, so the
-registry alone must tell what to do.
+Between any two writes a promotion is killed twice: once it is run again, once it is swept. `make test` keeps
+the gaps at which the two have most to mend; `make chaos` does all of them. The flow's own process dies and
+Prefect never hears of it, so the registry alone must tell what to do.
 """
 
 from __future__ import annotations
@@ -52,9 +52,7 @@ everybody and only the end is missing."""
 
 
 def matrix(always: Sequence[str]) -> list[Any]:
-    return [
-        pytest.param(point, marks=() if point in always else pytest.mark.thorough) for point in POINTS
-    ]
+    return [pytest.param(point, marks=() if point in always else pytest.mark.thorough) for point in POINTS]
 
 
 @pytest.fixture(scope="module")

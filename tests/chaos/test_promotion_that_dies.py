@@ -25,7 +25,7 @@ from flows.domain.errors import ModelServeError
 from flows.domain.promotion import State
 from flows.domain.routes import Routes
 from flows.steps.starting import start_promotion
-from tests.chaos.world import LEASE_SECONDS, MODEL, World
+from tests.chaos.world import LEASE_SECONDS, MODEL, PATIENT, World
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.timeout(400)
 def test_a_flow_that_is_killed_is_rolled_back_by_the_automation(world: World) -> None:
     before, story = world.stable, world.story("flow killed (kill -9), its worker lives")
     with world.unswept():
-        version, run = world.promote()
+        version, run = world.promote(PATIENT)
         world.at_weight(version, 10)
         story.strikes()
         world.flow_process(run).kill()
@@ -52,7 +52,7 @@ def test_a_worker_that_is_killed_leaves_its_flow_alone(world: World) -> None:
 
 def test_a_worker_and_its_flow_that_die_together_are_swept(world: World) -> None:
     before, story = world.stable, world.story("worker and flow killed together")
-    version, run = world.promote()
+    version, run = world.promote(PATIENT)
     world.at_weight(version, 10)
     story.strikes()
     flow, worker = world.flow_process(run), world.part("worker")
@@ -97,7 +97,7 @@ def test_an_evicted_pod_puts_the_traffic_back_and_the_next_one_starts_again(worl
 
 def test_a_cancelled_run_puts_the_traffic_back_itself(world: World) -> None:
     before, story = world.stable, world.story("run cancelled in Prefect's API")
-    version, run = world.promote()
+    version, run = world.promote(PATIENT)
     world.at_weight(version, 10)
     story.strikes()
     with get_client(sync_client=True) as client:
@@ -119,7 +119,7 @@ main()
 @pytest.mark.thorough
 def test_ctrl_c_while_watching_puts_the_traffic_back_and_says_so(world: World) -> None:
     before, story = world.stable, world.story("Ctrl-C in 'modelserve promote --watch'")
-    version = world.register()
+    version = world.register(PATIENT)
     shell = subprocess.Popen(
         [
             sys.executable,
@@ -150,7 +150,7 @@ def test_ctrl_c_while_watching_puts_the_traffic_back_and_says_so(world: World) -
 
 def test_a_rollback_by_hand_beats_a_running_promotion(world: World) -> None:
     before, story = world.stable, world.story("rollback by hand during the ramp")
-    version, _ = world.promote()
+    version, _ = world.promote(PATIENT)
     world.at_weight(version, 10)
     story.strikes()
     assert "was taken out" in world.modelserve("rollback", MODEL, "--reason", "by hand").stdout
@@ -247,7 +247,7 @@ def _winner(world: World, version: int, before: int) -> int:
 def test_a_lost_heartbeat_is_noticed_when_nobody_sweeps(world: World) -> None:
     before, story = world.stable, world.story("worker and flow killed together, and nobody sweeps")
     with world.unswept():
-        version, run = world.promote()
+        version, run = world.promote(PATIENT)
         world.at_weight(version, 10)
         story.strikes()
         flow, worker = world.flow_process(run), world.part("worker")

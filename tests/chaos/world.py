@@ -66,6 +66,8 @@ promotion:
   deadline_seconds: 150
   post_watch_seconds: 3
 """
+PATIENT = PROMOTION.replace("dwell_seconds: 3", "dwell_seconds: 40")
+"""For stories that strike in the middle of a ramp: on a busy machine a quick one would be over before."""
 HANDLER = """
 import json
 
@@ -117,8 +119,9 @@ class Story:
     ) -> Promotion:
         """Wait until the promotion of `version` has ended and everybody is served by `serving`.
 
-        `because` stands in the reason on record: which of the nets has caught it. Nothing that was on record before the fault is lost, and no user has noticed; where the fault is the
-        release's `own`, only those whom the gateway had sent to it.
+        `because` stands in the reason on record: which of the nets has caught it. Nothing that was on record
+        before the fault is lost, and no user has noticed; where the fault is the release's `own`, only those
+        whom the gateway had sent to it.
         """
         world = self._world
         ended = world.ended(version, seconds)

@@ -7,7 +7,17 @@ from datetime import UTC, datetime
 import pytest
 
 from flows.domain.errors import ReleaseUnknown
-from flows.domain.promotion import Promotion, Retreat, Standing, State, due, plan_retreat, ramp, settled
+from flows.domain.promotion import (
+    Promotion,
+    Retreat,
+    Standing,
+    State,
+    due,
+    plan_emptying,
+    plan_retreat,
+    ramp,
+    settled,
+)
 from flows.domain.release import Phase, Release
 from flows.domain.routes import Routes
 
@@ -77,7 +87,6 @@ def test_an_unsettled_retreat_wins_over_a_promotion() -> None:
         (SETTLED, None, 2, 1),
         (SETTLED, 1, 2, 1),
         (FIRST, None, 1, None),
-        (standing(release(1, Phase.STABLE)), None, 1, None),
         (standing(release(1, Phase.RETIRED), *RAMPING.releases[1:], release(3, Phase.STABLE)), 1, 2, 1),
     ],
 )
@@ -88,6 +97,16 @@ def test_where_a_rollback_leads(rows: Standing, to: int | None, leaves: int, tar
 def test_nothing_is_rolled_back_where_nothing_serves() -> None:
     assert plan_retreat(standing(release(1, Phase.REGISTERED)), State.ABORTED, "why") is None
     assert plan_retreat(SETTLED, State.ABORTED, "why", to=2) is None
+
+
+def test_the_last_release_that_serves_stays_unless_that_is_meant() -> None:
+    last = standing(release(1, Phase.STABLE))
+    assert plan_retreat(last, State.ABORTED, "why") is None
+    assert plan_retreat(last, State.REJECTED, "why", last=True) == Retreat(1, None, State.REJECTED, "why")
+    assert plan_emptying(SETTLED, "why") == Retreat(2, None, State.ABORTED, "why")
+    nobody = standing(release(1, Phase.REGISTERED))
+    assert plan_emptying(nobody, "why") is None
+    assert plan_retreat(nobody, State.ABORTED, "why", to=1) == Retreat(None, 1, State.ABORTED, "why")
 
 
 def test_a_rollback_to_an_unknown_version_names_the_known_ones() -> None:

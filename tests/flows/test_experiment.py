@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psycopg2
 import pytest
 import redis
 
@@ -21,7 +22,8 @@ from flows.domain.promotion import State, settled
 from flows.domain.release import Release
 from flows.domain.routes import Routes
 from flows.domain.spec import parse_spec
-from flows.experiment import run
+from flows.steps.experimenting import run
+from flows.sweep import sweep_once
 from flows.wiring import ControlPlane
 from tests.flows.conftest import SPEC
 from tests.platform.fake_kubernetes import FakeKubernetes, Thing
@@ -215,7 +217,9 @@ def test_a_run_that_died_is_taken_up_with_its_outcomes(
 ) -> None:
     def die() -> None:
         world.visit(50)
-        monkeypatch.setattr("flows.experiment._give_back", lambda *_: None)  # as kill -9 would have it
+        monkeypatch.setattr(
+            "flows.steps.experimenting._give_back", lambda *_: None
+        )  # as kill -9 would have it
         raise KeyboardInterrupt
 
     days.happens = die
@@ -226,6 +230,38 @@ def test_a_run_that_died_is_taken_up_with_its_outcomes(
     days.happens = lambda: None
     ended, _ = go(in_service, seconds=15)
     assert (ended.comparison.a.count, ended.comparison.b.count) == (50, 50)
+
+
+def test_a_killed_experiment_is_swept_and_a_living_one_is_not(
+    in_service: ControlPlane,
+    world: World,
+    days: Days,
+    monkeypatch: pytest.MonkeyPatch,
+    database_url: str,
+) -> None:
+    def silent_for(seconds: int) -> None:
+        with psycopg2.connect(database_url) as connection, connection.cursor() as cursor:
+            cursor.execute("UPDATE beats SET at = now() - make_interval(secs => %s)", (seconds,))
+        connection.close()
+
+    def die() -> None:
+        assert sweep_once(in_service).given_back == ()
+        assert in_service.platform.routes("flights") == PLAN.routes()
+        monkeypatch.setattr("flows.steps.experimenting._give_back", lambda *_: None)
+        raise KeyboardInterrupt
+
+    days.happens = die
+    with pytest.raises(KeyboardInterrupt):
+        go(in_service)
+    monkeypatch.undo()
+    silent_for(60)
+    assert sweep_once(in_service).given_back == ()  # it may be taken up again
+    silent_for(1000)
+    (sentence,) = sweep_once(in_service).given_back
+    assert "an experiment that nobody drives any more was ended" in sentence
+    assert in_service.platform.routes("flights") == Routes({"flights-v1": 0, "flights-v2": 100})
+    assert sweep_once(in_service).given_back == ()
+    del world
 
 
 def test_redis_away_for_a_while(in_service: ControlPlane, world: World, days: Days, monkeypatch: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -342,6 +343,37 @@ def test_a_part_of_a_running_stack_that_cannot_start_leaves_the_others_up(settin
     with pytest.raises(DependencyDown, match="prometheus"):
         up(settings, print, only=("redis", "prometheus"))
     assert [line.healthy for line in status(settings) if line.name == "redis"] == [True]
+
+
+def test_a_late_part_takes_nothing_out_that_serves(settings: Settings, tmp_path: Path) -> None:
+    """After a restart of the machine Prometheus cannot start: users must not lose their answers for it."""
+    up(settings, print, only=("envoy",))
+    platform = LocalPlatform(settings, Supervisor(settings))
+    release = local_stack.release(tmp_path, "flights", 1)
+    platform.start(release, local_stack.spec("flights"))
+    platform.route("flights", Routes({"flights-v1": 100}))
+    down(settings)
+    obstacle = settings.state / "prometheus" / "data"
+    shutil.rmtree(obstacle, ignore_errors=True)
+    obstacle.parent.mkdir(parents=True, exist_ok=True)
+    obstacle.write_text("not a folder")
+    with pytest.raises(DependencyDown, match=r"prometheus did not.*what serves goes on.*modelserve up"):
+        up(settings, print, only=("envoy", "prometheus"))
+    url = f"{settings.gateway_url}/models/flights/predict"
+    answer = httpx.post(url, json={"instances": [{"distance": 1}]}, timeout=10)
+    assert answer.status_code == 200
+    obstacle.unlink()
+    up(settings, print, only=("envoy", "prometheus"))
+    assert all(line.healthy for line in status(settings) if line.name in ("envoy", "prometheus"))
+
+
+def test_a_slow_part_is_waited_for_and_said(settings: Settings) -> None:
+    """On a busy machine a part needs more than its time, and is not stopped for it while it lives."""
+    slow = settings.model_copy(update={"start_timeout_seconds": 0.001})
+    said: list[str] = []
+    up(slow, said.append, only=["postgres"])
+    assert any("postgres: late" in line for line in said)
+    assert [line.healthy for line in status(settings) if line.name == "postgres"] == [True]
 
 
 def test_a_state_folder_too_deep_for_sockets_still_works(tmp_path: Path) -> None:

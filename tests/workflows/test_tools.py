@@ -19,6 +19,11 @@ from flows.domain.release import Release
 
 TOOLS = Path(__file__).parents[2] / ".github" / "tools"
 
+SPEC = """
+name: flights
+signature: {inputs: [{name: hour, type: integer}], outputs: [{name: late, type: boolean}]}
+"""
+
 
 def tool(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"tool_{name}", TOOLS / f"{name}.py")
@@ -116,7 +121,7 @@ def test_a_model_without_a_release_file_is_refused(checkout: Path) -> None:
 
 
 def test_the_summary_is_the_decision_report(registry: Registry) -> None:
-    registry.register(Release("flights", 2, "memory://bundle", "0" * 64), "name: flights")
+    registry.register(Release("flights", 2, "memory://bundle", "0" * 64), SPEC)
     plane = SimpleNamespace(registry=registry)
     last_report = tool("decision_report").last_report
     assert last_report(plane, "flights", 2) == "No promotion of flights v2 has begun."

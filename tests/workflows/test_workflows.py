@@ -53,7 +53,7 @@ COMMANDS = list(commands())
 
 
 def test_the_expected_workflows_are_there() -> None:
-    expected = {"ci.yml", "cd.yml", "e2e.yml", "infra.yml", "nightly.yml", "release.yml"}
+    expected = {"ci.yml", "cd.yml", "e2e.yml", "infra.yml", "nightly.yml", "release.yml", "staged.yml"}
     assert {path.name for path in WORKFLOWS} == expected
     assert set(load(FOLDER / "ci.yml")["on"]) >= {"push", "pull_request"}
     dispatch = load(FOLDER / "cd.yml")["on"]["workflow_dispatch"]["inputs"]
@@ -110,17 +110,22 @@ def test_a_job_is_bounded(file: str, name: str, job: dict[str, Any]) -> None:
     assert job["runs-on"]
 
 
+PASSING_ON = {"cd.yml": {"staged.yml", "release.yml"}, "staged.yml": {"release.yml"}}
+"""Workflows that only call others, and which: those have the concurrency group."""
+
+
 def test_runs_of_one_thing_do_not_overlap() -> None:
     for path in WORKFLOWS:
         workflow = load(path)
-        if "concurrency" in workflow or path.name in ("cd.yml",):
+        if "concurrency" in workflow or path.name in PASSING_ON:
             continue
         writing = [job for job in workflow["jobs"].values() if "id-token" in job.get("permissions", {})]
         assert writing
         for job in writing:
             assert job["concurrency"]["group"]
-    for job in load(FOLDER / "cd.yml")["jobs"].values():
-        assert "permissions" not in job or job["uses"] == "./.github/workflows/release.yml"
+    for name, called in PASSING_ON.items():
+        for job in load(FOLDER / name)["jobs"].values():
+            assert "permissions" not in job or job["uses"].removeprefix("./.github/workflows/") in called
 
 
 def test_credentials_of_the_checkout_are_not_kept() -> None:
@@ -272,7 +277,7 @@ def test_terraform_is_applied_only_after_an_approval() -> None:
             assert job["if"] == "github.event_name != 'pull_request' && github.ref == 'refs/heads/main'"
     release = load(FOLDER / "release.yml")["jobs"]["release"]
     assert release["environment"] == "${{ inputs.environment }}"
-    assert load(FOLDER / "cd.yml")["jobs"]["production"]["needs"] == ["changed", "staging"]
+    assert load(FOLDER / "staged.yml")["jobs"]["production"]["needs"] == "staging"
 
 
 def test_every_variable_that_a_workflow_reads_is_documented() -> None:
@@ -289,3 +294,18 @@ def test_every_fault_is_tried_every_night_and_half_of_them_at_each_commit() -> N
     assert "make chaos" in [step.get("run") for job in nightly["jobs"].values() for step in job["steps"]]
     assert "make chaos-turn" in [step.get("run") for step in load(FOLDER / "ci.yml")["jobs"]["test"]["steps"]]
     assert "make chaos-turn" in (REPOSITORY / ".ci" / "run").read_text()
+
+
+def test_a_model_that_fails_in_staging_keeps_no_other_from_production() -> None:
+    """A job that waits for a matrix waits for all of it: so no job but a model's own may."""
+    jobs = load(FOLDER / "cd.yml")["jobs"]
+    fanned = {name for name, job in jobs.items() if "matrix" in job.get("strategy", {})}
+    assert fanned
+    for name, job in jobs.items():
+        needs = job.get("needs", [])
+        assert fanned.isdisjoint([needs] if isinstance(needs, str) else needs), name
+        if name in fanned:
+            assert job["strategy"]["fail-fast"] is False
+    one = load(FOLDER / "staged.yml")["jobs"]
+    assert one["production"]["needs"] == "staging"
+    assert "strategy" not in one["staging"]

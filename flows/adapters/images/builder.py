@@ -18,7 +18,7 @@ from flows.adapters.images.context import stage_beside, stage_bundle, stage_pack
 from flows.adapters.images.engines import Engine, find_engine
 from flows.adapters.images.publishing import compress
 from flows.adapters.images.recipe import Device, ImageRecipe
-from flows.adapters.images.wheelhouse import collect
+from flows.adapters.images.wheelhouse import PYTHON, collect
 from flows.domain.errors import ImageFailed
 from flows.domain.release import Release
 
@@ -39,7 +39,16 @@ class ImageBuilder:
     while nothing is built; the next build prepares it again.
     """
 
-    def __init__(self, cache: Path, recipe: ImageRecipe, engine: Engine | None = None) -> None:
+    def __init__(
+        self,
+        cache: Path,
+        recipe: ImageRecipe,
+        engine: Engine | None = None,
+        *,
+        packages: Callable[[Path, str], Path] | None = None,
+    ) -> None:
+        """`packages`: for a bundle's folder and a Python version, a folder with the wheels that it locks."""
+        self._packages = packages
         self._cache = cache.resolve()
         self._recipe = recipe
         self._chosen = engine
@@ -85,6 +94,7 @@ class ImageBuilder:
                 arguments = {
                     "BASE": base,
                     "DEVICE": device,
+                    "PACKAGES": self._stage_packages(bundle, context / "packages"),
                     "MODEL": release.model,
                     "VERSION": str(release.version),
                     "BUNDLE_SHA256": release.sha256,
@@ -220,6 +230,17 @@ class ImageBuilder:
             )
         return digest
 
+    def _stage_packages(self, bundle: Path, target: Path) -> str:
+        """Bring the wheels that the bundle locks into the context; gives the word for the Containerfile."""
+        if self._packages is None:
+            return "none"
+        wheels = self._packages(bundle, PYTHON)
+        if not (wheels / "requirements.txt").read_text(encoding="utf-8").strip():
+            return "none"
+        shutil.rmtree(target)
+        shutil.copytree(wheels, target, copy_function=_link)
+        return "listed"
+
     @contextmanager
     def _context(self, device: Device) -> Iterator[Path]:
         """A build context with wheels and the serving package; removed afterwards."""
@@ -231,6 +252,8 @@ class ImageBuilder:
                 for source, place in self._recipe.beside:
                     stage_beside(source, context / place)
                 shutil.copytree(wheels, context / "wheels", copy_function=_link)
+                (context / "packages").mkdir()
+                (context / "packages" / "requirements.txt").touch()
                 yield context
             except OSError as error:
                 if error.errno == errno.ENOSPC:

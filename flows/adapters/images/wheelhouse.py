@@ -32,18 +32,19 @@ PIP_TIMEOUT_SECONDS = 1800.0
 
 
 def dependencies_of(
-    project: Path, extras: Sequence[str] = (), without: Sequence[str] = ()
+    project: Path, extras: Sequence[str] = (), without: Sequence[str] = (), *, base: bool = True
 ) -> tuple[str, ...]:
     """The `dependencies` of a `pyproject.toml`: what the model server needs; with `extras`, those too.
 
-    `without` names packages that are left out. Raises ImageFailed when there is no such extra.
+    `without` names packages that are left out; without `base` the extras come alone. Raises ImageFailed
+    when there is no such extra.
     """
     content = tomllib.loads(project.read_text(encoding="utf-8"))["project"]
     known = content.get("optional-dependencies", {})
     unknown = sorted(set(extras) - set(known))
     if unknown:
         raise ImageFailed(f"{project} has no extra {unknown[0]!r}; it has {', '.join(sorted(known))}")
-    wanted = [*content["dependencies"], *(one for extra in extras for one in known[extra])]
+    wanted = [*(content["dependencies"] if base else ()), *(one for extra in extras for one in known[extra])]
     return tuple(one for one in wanted if canonicalize_name(Requirement(one).name) not in without)
 
 

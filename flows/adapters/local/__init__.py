@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -75,15 +75,18 @@ class LocalPlatform:
         supervision: Supervision,
         *,
         containers: commands.Containers | None = None,
+        interpreter: Callable[[Release], str] | None = None,
         patience: float = 15,
     ) -> None:
         """`containers`: how a release's image is run; needed with another runtime than `process`.
 
+        `interpreter`: the Python of a release's process, where it is not that of the settings.
         `patience`: seconds that the gateway may take to serve what it was given.
         """
         if settings.runtime != "process" and containers is None:
             raise ValueError(f"runtime {settings.runtime} needs to know how a release's image is run")
         self._containers = containers if settings.runtime != "process" else None
+        self._interpreter = interpreter
         self._settings = settings
         self._supervision = supervision
         self._records = Records(settings.releases_folder, settings.ports.releases)
@@ -161,7 +164,9 @@ class LocalPlatform:
 
     def _command(self, release: Release, variables: Mapping[str, str]) -> list[str]:
         if self._containers is None:
-            return commands.process(self._settings)
+            return commands.process(
+                self._settings.python if self._interpreter is None else self._interpreter(release)
+            )
         commands.prepare_container(self._settings)
         mark = self._supervision.mark
         return commands.container(self._settings, release, self._containers, variables, mark)

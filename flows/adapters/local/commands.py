@@ -41,9 +41,9 @@ def environment(settings: Settings, release: Release, spec: ModelSpec, record: R
     }
 
 
-def process(settings: Settings) -> list[str]:
-    """The server from this very Python."""
-    return [settings.python, "-m", "serving", "serve"]
+def process(python: str) -> list[str]:
+    """The server in an interpreter of this machine."""
+    return [python, "-m", "serving", "serve"]
 
 
 def container(

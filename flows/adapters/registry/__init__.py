@@ -51,10 +51,19 @@ from flows.domain.errors import (
 from flows.domain.promotion import Promotion, Standing, State
 from flows.domain.release import Phase, Release, release_name
 
-__all__ = ["ROLLED_BACK", "Event", "Overview", "Registry", "StoredWindow", "Turn"]
+__all__ = ["POSTPONED", "ROLLED_BACK", "Event", "Overview", "Registry", "StoredWindow", "Turn"]
 
 
-Claim = Literal["mine", "busy", "settled"]
+WITHOUT_TABLES = (
+    "the registry's database has no tables yet; 'modelserve up' makes them, on a cluster the flows"
+)
+Claim = Literal["mine", "again", "busy", "settled"]
+EXPERIMENT = "experiment:"
+"""Beats with this before a model's name are those of its experiment."""
+POSTPONED = ("cooling-down", "shared-incident", "not-in-service")
+"""Answers to an alert that moved nothing: while it fires, it is asked again."""
+FORGOTTEN_MINUTES = 15
+"""A postponed alert that has not been repeated for so long is over, told or not."""
 
 
 class Registry:
@@ -88,6 +97,8 @@ class Registry:
                 yield cursor
         except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
             raise DependencyDown(f"PostgreSQL went away: {' '.join(str(error).split())}") from error
+        except psycopg2.errors.UndefinedTable as error:
+            raise DependencyDown(WITHOUT_TABLES) from error
         finally:
             connection.close()
 
@@ -330,21 +341,43 @@ class Registry:
             cursor.execute("SELECT 1 FROM approvals WHERE promotion = %s AND step = %s", (promotion.id, step))
             return cursor.fetchone() is not None
 
+    def proven(self, model: str) -> list[int]:
+        """Versions that have been stable and were not found wanting: where a rollback may lead."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                "SELECT version FROM releases WHERE model = %s AND phase <> 'rejected' AND EXISTS"
+                " (SELECT 1 FROM events WHERE events.model = releases.model AND kind = 'stable'"
+                "   AND events.version = releases.version) ORDER BY version",
+                (model,),
+            )
+            return [row["version"] for row in cursor.fetchall()]
+
     def claim_alert(self, fingerprint: str, starts_at: datetime, model: str | None) -> Claim:
-        """`mine` for the first caller with this alert, then `settled`, or `busy` while it is being answered.
+        """`mine` for the first caller with this alert, `again` while its answer was only postponed, then
+        `settled`, or `busy` while it is being answered.
 
         A claim whose holder died before it settled anything is free again after a minute.
         """
         with self._transaction() as cursor:
             cursor.execute(
-                "INSERT INTO alerts (fingerprint, starts_at, model, outcome) VALUES (%s, %s, %s, 'claimed')"
-                " ON CONFLICT (fingerprint, starts_at) DO UPDATE SET received_at = now()"
-                "  WHERE alerts.outcome = 'claimed' AND alerts.received_at < now() - interval '1 minute'"
-                " RETURNING fingerprint",
-                (fingerprint, starts_at, model),
+                "WITH before AS (SELECT outcome FROM alerts"
+                "  WHERE fingerprint = %(fingerprint)s AND starts_at = %(starts_at)s)"
+                " INSERT INTO alerts (fingerprint, starts_at, model, outcome)"
+                "  VALUES (%(fingerprint)s, %(starts_at)s, %(model)s, 'claimed')"
+                " ON CONFLICT (fingerprint, starts_at) DO UPDATE SET received_at = now(), outcome = 'claimed'"
+                "  WHERE alerts.outcome = ANY(%(postponed)s) OR"
+                "   (alerts.outcome = 'claimed' AND alerts.received_at < now() - interval '1 minute')"
+                " RETURNING (SELECT outcome FROM before) = ANY(%(postponed)s) AS again",
+                {
+                    "fingerprint": fingerprint,
+                    "starts_at": starts_at,
+                    "model": model,
+                    "postponed": list(POSTPONED),
+                },
             )
-            if cursor.fetchone() is not None:
-                return "mine"
+            claimed = cursor.fetchone()
+            if claimed is not None:
+                return "again" if claimed["again"] else "mine"
             cursor.execute(
                 "SELECT outcome FROM alerts WHERE fingerprint = %s AND starts_at = %s",
                 (fingerprint, starts_at),
@@ -358,6 +391,25 @@ class Registry:
                 "UPDATE alerts SET outcome = %s WHERE fingerprint = %s AND starts_at = %s",
                 (outcome, fingerprint, starts_at),
             )
+
+    def end_alert(self, fingerprint: str, starts_at: datetime) -> None:
+        """The alert is over: what was postponed needs no answer any more."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                "UPDATE alerts SET outcome = 'resolved'"
+                " WHERE fingerprint = %s AND starts_at = %s AND outcome = ANY(%s)",
+                (fingerprint, starts_at, list(POSTPONED)),
+            )
+
+    def unanswered(self) -> dict[str, int]:
+        """Model → alerts that fire and whose answer was postponed, those of the last quarter of an hour."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                "SELECT model, count(*) AS alerts FROM alerts WHERE outcome = ANY(%s) AND model IS NOT NULL"
+                "  AND received_at > now() - make_interval(mins => %s) GROUP BY model ORDER BY model",
+                (list(POSTPONED), FORGOTTEN_MINUTES),
+            )
+            return {row["model"]: row["alerts"] for row in cursor.fetchall()}
 
     def release_alert(self, fingerprint: str, starts_at: datetime) -> None:
         """Give a claim back, so that the next repetition of the alert is tried again."""
@@ -445,8 +497,27 @@ class Registry:
 
     def beats(self) -> dict[str, datetime]:
         with self._transaction() as cursor:
-            cursor.execute("SELECT name, at FROM beats")
+            cursor.execute("SELECT name, at FROM beats WHERE name NOT LIKE %s", (f"{EXPERIMENT}%",))
             return {row["name"]: row["at"] for row in cursor.fetchall()}
+
+    def hear_experiment(self, model: str) -> None:
+        """Its experiment is being driven, now."""
+        self.beat(EXPERIMENT + model)
+
+    def forget_experiment(self, model: str) -> None:
+        """Its experiment has ended."""
+        with self._transaction() as cursor:
+            cursor.execute("DELETE FROM beats WHERE name = %s", (EXPERIMENT + model,))
+
+    def experiments(self) -> dict[str, float]:
+        """Model → seconds since its open experiment was last heard of."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                "SELECT name, extract(epoch FROM now() - at)::float8 AS silence FROM beats"
+                " WHERE name LIKE %s ORDER BY name",
+                (f"{EXPERIMENT}%",),
+            )
+            return {row["name"].removeprefix(EXPERIMENT): row["silence"] for row in cursor.fetchall()}
 
     def record_drift(self, model: str, outcome: str, result: Mapping[str, Any]) -> None:
         with self._transaction() as cursor:
@@ -511,6 +582,8 @@ class Registry:
                 yield Turn(cursor, model)
         except (psycopg2.OperationalError, psycopg2.InterfaceError) as error:
             raise DependencyDown(f"PostgreSQL went away: {' '.join(str(error).split())}") from error
+        except psycopg2.errors.UndefinedTable as error:
+            raise DependencyDown(WITHOUT_TABLES) from error
         finally:
             connection.close()
 

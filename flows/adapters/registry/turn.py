@@ -164,7 +164,9 @@ class Turn:
         self._cursor.execute(
             "UPDATE models SET retreat = %s WHERE name = %s", (Json(asdict(retreat)), self._model)
         )
-        append_event(self._cursor, self._model, retreat.leaves, ROLLING_BACK, asdict(retreat))
+        append_event(
+            self._cursor, self._model, retreat.leaves or retreat.target, ROLLING_BACK, asdict(retreat)
+        )
 
     def settle_retreat(self, retreat: Retreat, promotion: Promotion | None) -> None:
         """The traffic is where the retreat wanted it: all rows follow together.
@@ -173,19 +175,22 @@ class Turn:
         """
         standing = self.standing()
         with self._at_once():
-            self._move(
-                "rejected" if retreat.state is State.REJECTED else "registered", version=retreat.leaves
-            )
+            if retreat.leaves is not None:
+                left = "rejected" if retreat.state is State.REJECTED else "registered"
+                self._move(left, version=retreat.leaves)
             if retreat.target is not None:
                 bystander = standing.stable
                 if bystander is not None and bystander.version not in (retreat.leaves, retreat.target):
                     self._move("retired", phase="previous")
                     self._move("previous", phase="stable")
                 self._move("stable", version=retreat.target)
+            else:
+                self._move("retired", phase="previous")
             self._cursor.execute("UPDATE models SET retreat = NULL WHERE name = %s", (self._model,))
             if promotion is not None:
                 self.end(promotion, retreat.state, retreat.reason)
-            append_event(self._cursor, self._model, retreat.leaves, ROLLED_BACK, asdict(retreat))
+            version = retreat.leaves or retreat.target
+            append_event(self._cursor, self._model, version, ROLLED_BACK, asdict(retreat))
 
     def _move(self, phase_to: str, *, phase: str | None = None, version: int | None = None) -> None:
         """Releases of this phase, or of this version, go on to another phase."""

@@ -16,7 +16,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from flows.adapters.stack.parts import Part, all_parts
 from flows.adapters.stack.processes import check_ports, members, reap
 from flows.adapters.stack.releases import bring_back
 from flows.adapters.stack.supervision import LIVING_STATES, Supervisor
-from flows.domain.errors import DependencyDown
+from flows.domain.errors import DependencyDown, ModelServeError
 from flows.settings import Settings
 
 __all__ = ["PartStatus", "Supervisor", "down", "status", "up"]
@@ -37,6 +37,8 @@ Bootstrap = Callable[[Settings], None]
 TRIES = 3
 """How often a part may end while it is waited for. Once up, it is brought back for as long as it takes."""
 
+LATE_SECONDS = 300
+"""How long a part that lives is waited for beyond its time: on a busy machine it is late, not broken."""
 STILL_SECONDS = 5
 """How often a part that is not healthy yet is mentioned."""
 
@@ -66,7 +68,8 @@ def up(
     """Start every part (or `only` these and what they need); return when all are healthy.
 
     Raises PortTaken before anything is started, DependencyDown when a part does not become healthy. What
-    this call has started is then stopped again; a stack that was up before is left up.
+    this call has started is then stopped again, unless models are served: then all that runs stays, the
+    supervisor goes on trying, and so does the next call. A stack that was up before is left up.
     """
     begun = time.monotonic()
     parts = _chosen(all_parts(settings), only)
@@ -92,7 +95,17 @@ def _up(settings: Settings, parts: list[Part], say: Say, bootstrap: Bootstrap | 
             supervisor.launch()
         supervisor.load([part.name for part in missing])
         _start(settings, supervisor, parts, say, bootstrap)
-    except BaseException:
+    except ModelServeError as error:
+        if not fresh:
+            raise
+        if not any(settings.releases_folder.glob("*.json")):
+            _down(settings, _silence)
+            raise
+        raise DependencyDown(
+            f"{error}; what serves goes on, the rest is still being tried: see 'modelserve status', and run "
+            "'modelserve up' again"
+        ) from error
+    except BaseException:  # Ctrl-C, or a fault of ours
         if fresh:
             _down(settings, _silence)
         raise
@@ -236,8 +249,8 @@ def _start(
             raise
 
     def releases() -> None:
-        for need in {"postgres", "redis"} & set(ready):
-            ready[need].result()
+        # Better with them, and without them all the same: users are waiting.
+        wait([ready[need] for need in {"postgres", "redis"} & set(ready)])
         bring_back(settings, supervisor, say)
 
     with ThreadPoolExecutor(len(parts) + 1) as pool:
@@ -257,15 +270,22 @@ def _await(settings: Settings, supervisor: Supervisor, part: Part, say: Say, fai
     begun = time.monotonic()
     mentioned = begun
     starts = supervisor.starts(part.name)
+    told = False
     while not part.healthy():
         if failed.is_set():
             raise DependencyDown(f"{part.name} was not waited for, since another part failed")
         now = time.monotonic()
-        if starts.ended() >= TRIES or now - begun > settings.start_timeout_seconds:
+        patience = settings.start_timeout_seconds
+        ended = starts.ended()
+        late = now - begun > patience
+        if ended >= TRIES or (late and (ended or now - begun > patience + LATE_SECONDS)):
             raise DependencyDown(
                 f"{part.name} did not become healthy in {now - begun:.0f} s; "
                 f"its log {supervisor.log(part.name)} ends: {supervisor.last_lines(part.name) or '(empty)'}"
             )
+        if late and not told:
+            told = True
+            say(f"{part.name}: late ({now - begun:.0f} s); it lives, and gets {LATE_SECONDS} s more")
         if now - mentioned >= STILL_SECONDS:
             mentioned = now
             say(f"{part.name}: starting, {now - begun:.0f} s")

@@ -29,6 +29,7 @@ from flows.domain.judge.paths import (
     tally,
     warm_windows,
 )
+from flows.domain.judge.picks import Pick, broken, disagreed, failed, predicted, slower
 from flows.domain.judge.policy import PromotionPolicy
 from flows.domain.judge.windows import Window
 
@@ -50,6 +51,9 @@ class Reading:
     """What the bad ones did, such as 'requests failed'."""
     acts: bool = True
     """False when the metric cannot be trusted to reject (its bursts differ between equal servers)."""
+
+    pick: Pick = failed
+    """The bad ones and all of them, of one window's counts of one arm; for tables and plots."""
 
     @property
     def sentence(self) -> str:
@@ -86,7 +90,9 @@ def alone(policy: PromotionPolicy, counted: Tally, windows: Sequence[Window]) ->
             policy, slow * judged, counted.canary_timed * judged, policy.slo_slow_share, counted.seconds
         )
         what = f"requests took over {milliseconds(bound)}"
-        readings.append(Reading("latency", log, int(slow.sum()), int(counted.canary_timed.sum()), 0, 0, what))
+        timed = int(counted.canary_timed.sum())
+        reading = Reading("latency", log, int(slow.sum()), timed, 0, 0, what, pick=slower(bound, bound))
+        readings.append(reading)
     return readings
 
 
@@ -113,7 +119,8 @@ def broken_outputs(policy: PromotionPolicy, windows: Sequence[Window]) -> Readin
     stables = [window.stable for window in windows if window.stable is not None]
     invalid_s = sum(stable.invalid for stable in stables)
     outputs_s = invalid_s + sum(sum(stable.outputs.values()) for stable in stables)
-    return Reading("invalid", LARGEST, invalid, outputs, invalid_s, outputs_s, "outputs were NaN or invalid")
+    what = "outputs were NaN or invalid"
+    return Reading("invalid", LARGEST, invalid, outputs, invalid_s, outputs_s, what, pick=broken)
 
 
 def incident(policy: PromotionPolicy, windows: Sequence[Window], counted: Tally) -> str | None:
@@ -221,6 +228,7 @@ def _latency(policy: PromotionPolicy, windows: Sequence[Window], counted: Tally,
         int(timed_s),
         what,
         acts=log < suspicion(policy) or _even(policy, windows, "latency"),
+        pick=slower(bound_s, bound_c),
     )
 
 
@@ -244,6 +252,7 @@ def _outputs(policy: PromotionPolicy, windows: Sequence[Window]) -> Reading:
         worst.stable_bad,
         worst.stable_total,
         worst.what,
+        pick=worst.pick,
     )
 
 
@@ -252,19 +261,32 @@ def _shift(windows: list[Window], tolerated: float) -> tuple[float, Reading]:
     stable = _summed([window.stable.outputs for window in windows if window.stable is not None])
     names = sorted({*canary, *stable}, key=_edge)
     total_c, total_s = int(sum(canary.values())), int(sum(stable.values()))
-    nothing = Reading("outputs", 0.0, 0, total_c, 0, total_s, "predictions were elsewhere")
+    nothing = Reading(
+        "outputs", 0.0, 0, total_c, 0, total_s, "predictions were elsewhere", pick=predicted(())
+    )
     if len(names) < 2 or not total_c or not total_s:
         return 0.0, nothing
     bins_c, bins_s = (np.array([one.get(name, 0.0) for name in names]) for one in (canary, stable))
     labels = [f"predictions were in {name}" for name in names]
+    groups = [names[place : place + 1] for place in range(len(names))]
     if all(math.isfinite(_edge(name)[0]) for name in names[:-1]):
         # Ordered bins: also everything up to a bin, which sees a shift that is spread over many bins.
         bins_c, bins_s = (np.concatenate([one, np.cumsum(one)[:-1]]) for one in (bins_c, bins_s))
         labels += [f"predictions were up to {name}" for name in names[:-1]]
+        groups += [names[: place + 1] for place in range(len(names) - 1)]
     more = shift_evidence(bins_c, np.array(total_c), bins_s, np.array(total_s), tolerated)
     fewer = shift_evidence(bins_s, np.array(total_s), bins_c, np.array(total_c), tolerated)
     worst = int(np.argmax(np.abs(bins_c / total_c - bins_s / total_s)))
-    reading = Reading("outputs", 0.0, int(bins_c[worst]), total_c, int(bins_s[worst]), total_s, labels[worst])
+    reading = Reading(
+        "outputs",
+        0.0,
+        int(bins_c[worst]),
+        total_c,
+        int(bins_s[worst]),
+        total_s,
+        labels[worst],
+        pick=predicted(groups[worst]),
+    )
     return float(mean_log(np.concatenate([more, fewer]), axis=0)), reading
 
 
@@ -276,7 +298,7 @@ def _agreement(policy: PromotionPolicy, windows: Sequence[Window]) -> Reading:
     bad, total = sum(arm.disagreed for arm in arms), sum(arm.compared for arm in arms)
     logs = one_sample_evidence(np.array(bad), np.array(total), 1 - policy.min_agreement)
     log = float(mean_log(logs, axis=-1))
-    return Reading("agreement", log, bad, total, 0, 0, "shadow answers disagreed")
+    return Reading("agreement", log, bad, total, 0, 0, "shadow answers disagreed", pick=disagreed)
 
 
 def _edge(name: str) -> tuple[float, str]:

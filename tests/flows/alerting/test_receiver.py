@@ -129,6 +129,55 @@ def test_a_second_alert_within_the_cool_down_waits_for_a_person(client: TestClie
 
 
 @pytest.mark.usefixtures("settled")
+def test_an_alert_that_fires_through_a_cool_down_is_answered_after_it(
+    client: TestClient, story: Story, plane: ControlPlane
+) -> None:
+    assert answer(client, alert("a")) == ["rolled-back"]
+    story.register(3)
+    story.promoted(3)
+    for _ in range(2):
+        assert answer(client, alert("b", version="3")) == ["cooling-down"]
+    assert plane.registry.unanswered() == {"flights": 1}
+    assert 'modelserve_alerts_unanswered{model="flights"} 1.0' in client.get("/metrics").text
+    plane.registry.end_cool_down("flights")
+    assert answer(client, alert("b", version="3")) == ["rolled-back"]
+    assert story.weights() == {"flights-v1": 100}
+    assert answer(client, alert("b", version="3")) == ["duplicate"]
+    assert plane.registry.unanswered() == {}
+    told = [event.detail["outcome"] for event in plane.registry.events("flights") if event.kind == "alert"]
+    assert told == ["rolled-back", "cooling-down", "rolled-back"]
+
+
+def test_a_shared_incident_that_turns_out_to_be_the_canary_s_is_answered(
+    client: TestClient, story: Story, plane: ControlPlane
+) -> None:
+    story.register(1, 2)
+    story.promoted(1)
+    promotion = story.begin(2, 25)
+
+    def judged(number: int, verdict: Verdict) -> None:
+        window = Window(2.0 * number, 2.0 * number + 2, 25).to_json()
+        plane.registry.store_window(promotion, number, window, verdict.to_json(), None, watching=False)
+
+    judged(0, Verdict("hold", "incident", "both releases fail alike: a shared incident"))
+    assert answer(client, alert()) == ["shared-incident"]
+    judged(1, Verdict("hold", "errors", "only the canary fails now"))
+    assert answer(client, alert()) == ["rolled-back"]
+    assert story.weights() == {"flights-v1": 100}
+
+
+def test_a_postponed_alert_that_is_over_waits_for_nobody(
+    client: TestClient, story: Story, plane: ControlPlane
+) -> None:
+    story.register(1, 2)
+    story.promoted(1)
+    assert answer(client, alert(version="2")) == ["not-in-service"]
+    assert plane.registry.unanswered() == {"flights": 1}
+    assert answer(client, alert(version="2", status="resolved")) == ["resolved"]
+    assert plane.registry.unanswered() == {}
+
+
+@pytest.mark.usefixtures("settled")
 def test_the_last_release_that_is_left_is_not_taken_out_by_an_alert(
     client: TestClient, story: Story, plane: ControlPlane
 ) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from flows.domain.errors import ArtifactCorrupt, SpecInvalid
+from flows.adapters.registry import Registry
+from flows.domain.errors import ArtifactCorrupt, DependencyDown, SpecInvalid
 from flows.steps.drift_check import read_reference
 from flows.steps.registration import register_release
 from flows.wiring import ControlPlane
@@ -31,6 +34,8 @@ def folder(tmp_path: Path) -> Path:
     (folder / "model.yaml").write_text(SPEC)
     (folder / "handler.py").write_text("def load(folder, device): ...\ndef predict(model, rows): ...\n")
     (folder / "model.pt").write_bytes(b"weights")
+    sample = {"instances": [{"months": 3, "email": "a"}], "predictions": [{"probability": 0.5}]}
+    (folder / "samples.jsonl").write_text(json.dumps(sample) + "\n")
     return folder
 
 
@@ -72,3 +77,58 @@ def test_a_holdout_alone_or_broken_is_refused(plane: ControlPlane, folder: Path,
     with pytest.raises(ArtifactCorrupt, match="cannot be read as Parquet"):
         register_release(plane, folder, folder / "model.pt", training=training, holdout=broken)
     assert plane.registry.models() == []
+
+
+def test_a_bundle_that_could_never_be_promoted_is_not_registered(plane: ControlPlane, folder: Path) -> None:
+    samples = folder / "samples.jsonl"
+    recorded = samples.read_text()
+    samples.unlink()
+    with pytest.raises(SpecInvalid, match=r"churn/samples\.jsonl: not there; .*write a line"):
+        register_release(plane, folder)
+    samples.write_text("\n")
+    with pytest.raises(SpecInvalid, match="holds no sample"):
+        register_release(plane, folder)
+    samples.write_text('{"instances": [{"months": "x", "email": "a"}], "status": 422}\n')
+    with pytest.raises(SpecInvalid, match="refusals only"):
+        register_release(plane, folder)
+    assert plane.registry.models() == []
+    assert not Path(plane.artifacts.uri.removeprefix("file://")).exists(), "nothing was stored either"
+    samples.write_text(recorded)
+    assert register_release(plane, folder).version == 1
+
+
+def test_a_handler_outside_of_the_folder_is_refused(plane: ControlPlane, folder: Path) -> None:
+    (folder.parent / "outside.py").write_text((folder / "handler.py").read_text())
+    text = (folder / "model.yaml").read_text().replace("file: model.pt", "handler: ../outside.py")
+    (folder / "model.yaml").write_text(text)
+    with pytest.raises(
+        SpecInvalid, match=r"churn/model\.yaml: serving\.runtime\.handler: leaves the model's folder"
+    ):
+        register_release(plane, folder)
+
+
+def test_the_same_folder_again_is_the_same_release(plane: ControlPlane, folder: Path) -> None:
+    (folder / "data").mkdir()
+    (folder / "data" / "labels.txt").write_text("no\nyes\n")
+    lines: list[str] = []
+    first = register_release(plane, folder, say=lines.append)
+    assert register_release(plane, folder, version=1) == first
+    assert plane.artifacts.text(first.bundle, "data/labels.txt") == "no\nyes\n"
+    assert lines[0].startswith("bundle: 5 files, ")
+    assert list((plane.settings.state / "staging").iterdir()) == []
+
+
+def test_a_reference_of_the_folder_is_not_written_to(plane: ControlPlane, folder: Path) -> None:
+    training = rows(folder / "training.parquet", 1, learned=True)
+    (folder / "reference.json").write_text("mine")
+    lines: list[str] = []
+    release = register_release(plane, folder, training=training, say=lines.append)
+    assert (folder / "reference.json").read_text() == "mine"
+    assert plane.artifacts.text(release.bundle, "reference.json") != "mine"
+    assert "training.parquet (rows)" in lines[1]
+
+
+def test_a_registry_without_its_tables_says_so(plane: ControlPlane, folder: Path, postgres_url: str) -> None:
+    empty_registry = Registry(postgres_url)
+    with pytest.raises(DependencyDown, match="has no tables yet; 'modelserve up' makes them"):
+        register_release(replace(plane, registry=empty_registry), folder)

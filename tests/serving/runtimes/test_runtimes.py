@@ -221,7 +221,7 @@ def test_a_runtime_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: p
 
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     bundle = write_bundle(tmp_path, serving={"runtime": {"kind": "tensorflow", "file": "saved"}}, write=write)
-    with pytest.raises(StartupError, match="'tensorflow'; install it"):
+    with pytest.raises(StartupError, match="'tensorflow'; name it in requirements"):
         load(bundle)
 
 

@@ -1,0 +1,35 @@
+"""Which counts of a window a gate is about: the bad ones, and all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+from flows.domain.judge.windows import Counts
+
+Pick = Callable[[Counts, bool], tuple[int, int]]
+"""(counts of one window, whether they are the canary's) → bad ones, all of them."""
+
+
+def failed(counts: Counts, _canary: bool) -> tuple[int, int]:
+    return counts.errors, counts.requests
+
+
+def broken(counts: Counts, _canary: bool) -> tuple[int, int]:
+    return counts.invalid, counts.invalid + sum(counts.outputs.values())
+
+
+def disagreed(counts: Counts, _canary: bool) -> tuple[int, int]:
+    return counts.disagreed, counts.compared
+
+
+def slower(stable: float, canary: float) -> Pick:
+    """Slower than the bound (seconds) that each arm is given."""
+    return lambda counts, of_canary: (counts.slow.get(canary if of_canary else stable, 0), counts.timed)
+
+
+def predicted(names: Collection[str]) -> Pick:
+    """Predictions in any of these bins."""
+    return lambda counts, _canary: (
+        sum(counts.outputs.get(name, 0) for name in names),
+        sum(counts.outputs.values()),
+    )
