@@ -35,12 +35,12 @@ def harm(policy: PromotionPolicy, readings: Sequence[Reading], threshold: float)
     acting = {one.gate: one.log if one.acts else -LARGEST for one in readings}
     if total_evidence(policy, acting) < threshold:
         return None
-    weights = gate_weights(policy)
+    weights = gate_weights(policy, acting)
     return max(readings, key=lambda one: acting[one.gate] + math.log(weights.get(one.gate, 1e-300)))
 
 
 def total_evidence(policy: PromotionPolicy, logs: dict[str, float]) -> float:
-    return float(combined(policy, {gate: np.array(log) for gate, log in logs.items()}))
+    return float(combined(policy, {gate: np.array(log) for gate, log in logs.items()}, logs))
 
 
 def numbers(policy: PromotionPolicy, counted: Tally, total: float) -> Verdict:
