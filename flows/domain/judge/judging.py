@@ -57,7 +57,7 @@ def judge(policy: PromotionPolicy, windows: Sequence[Window]) -> Verdict:
         verdict = _alone(policy, observed)
     else:
         verdict = _beside(policy, observed)
-    return at_deadline(policy, verdict) if expired else verdict
+    return at_deadline(policy, verdict, windows) if expired else verdict
 
 
 def judge_promoted(policy: PromotionPolicy, promotion: Sequence[Window], since: Sequence[Window]) -> Verdict:

@@ -58,7 +58,8 @@ class PromotionPolicy(BaseModel):
     deadline_seconds: float = Field(default=10800, gt=0)
     """How long the whole ramp may take, from the first window on."""
     at_deadline: Literal["rollback", "keep", "promote_unproven"] = "rollback"
-    """What a promotion becomes that is neither rejected nor certified by the deadline."""
+    """What a promotion becomes that is neither rejected nor certified by the deadline. `rollback` sends the
+    traffic back to the stable and ends `unproven`; the only release stays, and unseen nothing moves."""
     alpha: float = Field(default=0.01, gt=0, lt=1)
     """Greatest chance that a canary that is no worse is ever rejected."""
     beta: float = Field(default=0.05, gt=0, lt=1)
