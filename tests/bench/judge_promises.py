@@ -15,7 +15,7 @@ from tests.bench.situations import Situation
 
 FORBIDDEN = [(0.01, 0.02, 10), (0.01, 0.02, 100), (0.001, 0.011, 10), (0.1, 0.2, 10)]
 """Stable's and canary's errors where the canary is just as bad as `max_ratio` and `max_absolute` rule out."""
-WATCHED = PromotionPolicy(window_seconds=60)
+WATCHED = PromotionPolicy(window_seconds=15)
 VERDICT_MILLISECONDS = 10.0
 
 
@@ -46,18 +46,18 @@ def _after(rng: np.random.Generator, runs: int, rate: float) -> tuple[float, flo
     """Share of the promotions that the watch after 100 % takes back, and the median minute of it."""
     minutes = []
     ramp = [
-        Window(60.0 * i, 60.0 * i + 60, 50, _counts(rng, 300, 0.005), _counts(rng, 300, 0.005))
-        for i in range(20)
+        Window(15.0 * i, 15.0 * i + 15, 50, _counts(rng, 75, 0.005), _counts(rng, 75, 0.005))
+        for i in range(80)
     ]
     for _ in range(runs):
         windows: list[Window] = []
         kind = "hold"
         while kind == "hold":
-            start = 1200.0 + 60 * len(windows)
-            windows.append(Window(start, start + 60, 100, _counts(rng, 600, rate), None))
+            start = 1200.0 + 15 * len(windows)
+            windows.append(Window(start, start + 15, 100, _counts(rng, 150, rate), None))
             kind = judge_promoted(WATCHED, ramp, windows).kind
         if kind == "reject":
-            minutes.append(len(windows))
+            minutes.append(len(windows) / 4)
     return len(minutes) / runs, float(np.median(minutes)) if minutes else float("inf")
 
 

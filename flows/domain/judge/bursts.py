@@ -7,8 +7,9 @@ pause for proof. So time is cut into stretches of half a tolerated pause, and a 
 - at most nearly double (`COIN`). A pause hits a server; where the canary has no more servers than the
   stable, the chance that it is one of the canary's is at most a half, so that doubling is a fair bet. The bet
   belongs to the pause: adjacent stretches share it for as long as two pauses last;
-- and at most 1.6 times (`FORESEEN`) for what earlier stretches let expect: the canary's own bad requests so
-  far, no more of them than the stable's and the ratio that is tested explain, both divided by how they clump;
+- and at most as much again (`FORESEEN`) for what earlier stretches let expect: the canary's own bad requests
+  so far, no more of them than the stable's and the ratio that is tested explain, both divided by how they
+  clump, or than come steadily in every stretch;
 - in full, where more than half of the canary's requests have been bad for longer than two tolerated pauses.
 
 What speaks for the canary counts in full. Evidence is left out and never added, so that the promise (`alpha`)
@@ -34,9 +35,15 @@ from flows.domain.judge.evidence import WORSE, Array
 
 COIN = 0.62
 """A fair bet would be log 2; the rest pays for pauses that are parted by the border of two slots."""
-FORESEEN = 0.5
+FORESEEN = 0.65
+"""At most, when what is expected is well known: early, and where bad requests are rare, it is less, because a
+pause that is spread over stretches looks like single bad requests."""
+FLOOR, DENSE, AGE = 0.1, 4.0, 45.0
+"""Its part from the beginning on, by each expected bad request, and by the time that is so many pauses."""
 CHANCE = 3.0
 """How many standard deviations above what is expected are still expected."""
+EVENTS = 2.0
+"""More of them in every stretch are no pauses: they need not be explained by the stable's."""
 LARGEST_RATIO = 10.0
 """The stable's bad requests explain at most this many times as many of the canary's."""
 ENOUGH = 20
@@ -203,10 +210,13 @@ def counted(
     """
     asked = requests[..., None]
     explained = np.minimum(WORSE, LARGEST_RATIO).reshape(-1, *(1,) * bad.ndim)
-    expected = np.minimum(own.rate, explained * other.rate) * asked
+    shown = own.rate * asked
+    usual = np.minimum(shown, np.maximum(explained * other.rate * asked, shown - EVENTS))
     damping = np.maximum(own.clump, other.clump) ** 2
-    expected = expected + CHANCE * np.sqrt(expected) / damping
-    foreseen = np.clip(logs - (bad - expected) * gains, 0, FORESEEN)
+    expected = usual + CHANCE * np.sqrt(usual) / damping
+    passed = groups.before(np.cumsum(groups.ended(seconds[..., None]), axis=-2)) / pause
+    trust = np.minimum(FLOOR + DENSE * usual + passed / AGE, 1)
+    foreseen = np.clip(logs - (bad - expected) * gains, 0, FORESEEN * trust)
     coins = _coins(groups, np.clip(logs - foreseen, 0, COIN), asked)
     credit = np.where(logs > 0, np.minimum(logs, foreseen + coins), logs)
     credit = credit + _outages(groups, logs - credit, gains, bad, asked, seconds[..., None], pause)
@@ -235,8 +245,7 @@ def _coins(groups: Stretches, staked: Array, asked: Array) -> Array:
     spent = np.zeros(1)
     for back in range(1, groups.slot):
         spent = spent + groups.earlier(staked, back) * (place - back >= start)
-    result: Array = np.minimum(spent + staked, COIN) - np.minimum(spent, COIN)
-    return result
+    return np.asarray(np.minimum(spent + staked, COIN) - np.minimum(spent, COIN))
 
 
 def added_up(groups: Stretches, credit: Array) -> Array:

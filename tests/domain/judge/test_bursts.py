@@ -140,7 +140,7 @@ def test_a_canary_that_fails_evenly_is_found_beside_a_flawless_stable(errors: in
     seen = windows([(counts(30, errors), counts(570))] * 60)
     found = first_rejection(seen)
     assert found is not None
-    assert found.canary_total <= 30 * 48
+    assert found.canary_total <= 30 * 36
 
 
 def test_a_canary_that_falls_ill_later_is_found_within_minutes() -> None:
