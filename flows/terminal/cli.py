@@ -88,7 +88,8 @@ def plane() -> ControlPlane:
     from flows.wiring import control_plane
 
     chosen = settings()
-    if chosen.mode == "local" and not stack.Supervisor(chosen).alive():
+    ours = chosen.mode == "local" and "registry_url" not in chosen.model_fields_set
+    if ours and not stack.Supervisor(chosen).alive():
         raise ModelServeError(f"the stack is not running (state folder {chosen.state}): modelserve up")
     return control_plane(chosen)
 
