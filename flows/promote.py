@@ -25,6 +25,7 @@ from flows.domain.errors import (
     ApprovalExpired,
     DependencyDown,
     ModelServeError,
+    PromotionKept,
     PromotionLost,
     PromotionRejected,
     PromotionUnproven,
@@ -89,7 +90,8 @@ def promote(model: str, version: int) -> str:
         version: the registered version to promote.
 
     Returns the sentence that says how it ended. Raises PromotionRejected when the evidence spoke against
-    the release and traffic went back; other ModelServeErrors when something of ours was in the way.
+    the release and traffic went back, PromotionUnproven when there was too little of it by the deadline;
+    other ModelServeErrors when something of ours was in the way.
     """
     plane = control_plane()
     run = str(flow_run.id or uuid.uuid4())
@@ -107,7 +109,11 @@ def promote(model: str, version: int) -> str:
             # Whoever took the turn decides; only make sure that a half-done step of ours does not stand.
             reconcile(plane, model)
             raise
-        except PromotionUnproven:
+        except PromotionKept as error:
+            log.warning(f"unproven: {_one_line(error)}")
+            raise
+        except PromotionUnproven as error:
+            log.warning(f"unproven: {_go_back(plane, promotion, error).sentence}")
             raise
         except BaseException as error:
             log.error(_go_back(plane, promotion, error).sentence)
@@ -332,6 +338,8 @@ def _go_back(plane: ControlPlane, promotion: Promotion, error: BaseException) ->
 def _blame(error: BaseException) -> State:
     if isinstance(error, AGAINST_THE_RELEASE):
         return State.REJECTED
+    if isinstance(error, PromotionUnproven):
+        return State.UNPROVEN
     if isinstance(error, TerminationSignal | KeyboardInterrupt):
         return State.ABORTED
     return State.FAILED

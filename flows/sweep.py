@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from prefect import flow
 
 from flows.domain.errors import ModelServeError
+from flows.domain.promotion import Promotion
 from flows.domain.release import parse_release_name
+from flows.domain.spec import parse_spec
 from flows.steps.experimenting import give_back_abandoned
 from flows.steps.restore import Restored, bring_home, reconcile
 from flows.wiring import ControlPlane, control_plane
@@ -56,8 +58,10 @@ def sweep_once(plane: ControlPlane) -> Swept:
             problems.append(f"{model}: {error}")
     for promotion, late in plane.registry.abandoned(plane.settings.lease_seconds):
         try:
+            if late and _watches_blind(plane, promotion):
+                continue
             reason = "its deadline is over" if late else "its flow run is gone"
-            restored.append(bring_home(plane, promotion, reason))
+            restored.append(bring_home(plane, promotion, reason, late=late))
         except ModelServeError as error:
             problems.append(f"{promotion.model}: {error}")
     try:
@@ -69,6 +73,19 @@ def sweep_once(plane: ControlPlane) -> Swept:
     if not problems:
         plane.registry.beat(SWEEP)
     return Swept(tuple(restored), tuple(stopped), tuple(problems), tuple(given_back))
+
+
+def _watches_blind(plane: ControlPlane, promotion: Promotion) -> bool:
+    """Its flow lives and stores windows in which nothing can be seen: the judge waits, and so does the sweep.
+
+    A flow that hangs stores none.
+    """
+    silent = plane.registry.seconds_since_window(promotion)
+    if silent is None or plane.registry.windows(promotion)[-1].verdict["kind"] != "unobserved":
+        return False
+    text = plane.registry.spec(promotion.model, promotion.version)
+    window = parse_spec(text, "model.yaml").promotion.window_seconds
+    return silent < 3 * window + plane.settings.lease_seconds
 
 
 def _stop_left_over(plane: ControlPlane, problems: list[str]) -> list[str]:

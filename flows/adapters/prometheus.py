@@ -23,6 +23,9 @@ from flows.domain.release import parse_release_name, release_name
 
 KINDS: Mapping[str, tuple[str, str]] = {
     "traffic:requests:count": ("requests", "class"),
+    "traffic:refused:count": ("refused", ""),
+    "traffic:sent:count": ("sent", ""),
+    "traffic:active:count": ("active", ""),
     "traffic:latency:bucket": ("latency", "le"),
     "modelserve_requests_total": ("served", "code"),
     "modelserve_request_duration_seconds_bucket": ("took", "le"),

@@ -9,16 +9,18 @@ from prefect.states import Cancelling
 from rich.console import Console
 from rich.markup import escape
 
-from flows.console.tables import event_line
-from flows.domain.promotion import State
+from flows.console.tables import COLOURS, event_line
+from flows.domain.promotion import WITHOUT_PROOF, State
 from flows.steps.starting import LOOK_SECONDS, Started, prefect_client
 from flows.wiring import ControlPlane
 
 CANCEL_SECONDS = 60
+FAILED, UNPROVEN = 1, 3
+"""Exit codes; 2 is that of a wrong command line."""
 
 
-def follow(plane: ControlPlane, started: Started, console: Console) -> bool:
-    """Print what happens until the run has ended; True when the release was promoted.
+def follow(plane: ControlPlane, started: Started, console: Console) -> int:
+    """Print what happens until the run has ended; what the command exits with.
 
     Ctrl-C cancels the run, waits until the traffic is back, and says so.
     """
@@ -33,14 +35,21 @@ def follow(plane: ControlPlane, started: Started, console: Console) -> bool:
         route = plane.registry.standing(started.model).route
         weights = ", ".join(f"{name} {weight} %" for name, weight in route.weights.items()) or "nobody"
         console.print(f"cancelled; traffic goes to {weights}", markup=False)
-        return False
+        return FAILED
     ended = _ended(plane, started)
     if ended is not None:
-        console.print(f"[bold]{ended[0]}[/]: {escape(ended[1])}")
-        return ended[0] is State.PROMOTED
+        console.print(f"[bold {COLOURS.get(ended[0], 'red')}]{ended[0]}[/]: {escape(ended[1])}")
+        return exit_code(ended[0])
     message = state.message if state else "no answer from the Prefect server"
     console.print(f"[bold red]failed[/]: {escape(message or '')}")
-    return False
+    return FAILED
+
+
+def exit_code(state: State) -> int:
+    """What a promotion that has ended like this makes of the command that follows it."""
+    if state is State.PROMOTED:
+        return 0
+    return UNPROVEN if state in WITHOUT_PROOF else FAILED
 
 
 class _Tail:

@@ -15,10 +15,16 @@ from flows.domain.judge.policy import PromotionPolicy
 from flows.domain.judge.spoken import spoken
 from flows.domain.judge.verdict import Verdict
 from flows.domain.judge.windows import Window
-from flows.domain.promotion import Promotion, Standing, State
+from flows.domain.promotion import WITHOUT_PROOF, Promotion, Standing, State
 from flows.settings import Settings
 
-ENDED_WELL = {State.PROMOTED: "green", State.RUNNING: "cyan", State.WATCHING: "cyan"}
+COLOURS = {
+    State.PROMOTED: "green",
+    State.RUNNING: "cyan",
+    State.WATCHING: "cyan",
+    **dict.fromkeys(WITHOUT_PROOF, "yellow"),
+}
+"""Of a promotion's state; red where there is none."""
 
 
 def clock(at: datetime) -> str:
@@ -79,7 +85,7 @@ def promotions_table(promotions: Sequence[Promotion]) -> Table:
     for column in ("id", "version", "state", "weight", "began", "seconds", "why"):
         table.add_column(column, overflow="fold")
     for promotion in promotions:
-        colour = ENDED_WELL.get(promotion.state, "red")
+        colour = COLOURS.get(promotion.state, "red")
         seconds = (
             f"{(promotion.ended_at - promotion.started_at).total_seconds():.0f}" if promotion.ended_at else ""
         )
@@ -104,8 +110,9 @@ def windows_table(promotion: Promotion, stored: Sequence[StoredWindow], policy: 
     """One line a window, with the counts of the gate that spoke; the sentence only where it changes."""
     windows = [Window.from_json(window.content) for window in stored]
     shown = spoken(policy, windows, Verdict.from_json(stored[-1].verdict) if stored else None)
+    state = f"[{COLOURS.get(promotion.state, 'red')}]{promotion.state}[/]"
     table = Table(
-        title=escape(f"{promotion.model} v{promotion.version}: {promotion.state}: {promotion.reason or ''}"),
+        title=f"{promotion.model} v{promotion.version}: {state}: {escape(promotion.reason or '')}",
         title_justify="left",
     )
     for column in (

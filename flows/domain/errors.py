@@ -14,7 +14,8 @@
     ├── PromotionRunning       this model is being promoted already
     ├── PromotionLost          someone else (rollback, sweep, abort) took the turn; stop quietly
     ├── PromotionRejected      the judge rejected the canary; traffic went back
-    ├── PromotionUnproven      the deadline came without proof and the policy keeps the canary where it is
+    ├── PromotionUnproven      the deadline came without proof; traffic went back, nothing is held against it
+    │   └── PromotionKept      … and the traffic stays as it is
     ├── ApprovalExpired        nobody approved the next step before the deadline; traffic went back
     ├── RouteConflict          somebody else changed the route; it was left as it is
     ├── EvidenceInvalid        a count or a time that cannot be true (in `flows.domain.judge.windows`)
@@ -69,6 +70,9 @@ class PromotionRejected(ModelServeError): ...
 
 
 class PromotionUnproven(ModelServeError): ...
+
+
+class PromotionKept(PromotionUnproven): ...
 
 
 class ApprovalExpired(ModelServeError): ...

@@ -28,6 +28,13 @@ class State(StrEnum):
     """A person or a newer rollback ended it."""
     KEPT = "kept"
     """The deadline came without proof and the policy keeps the canary at its weight."""
+    UNPROVEN = "unproven"
+    """The deadline came without proof, and nothing spoke against the release. The traffic went back to the
+    stable; a release that nothing precedes stays. It may be promoted again."""
+
+
+WITHOUT_PROOF = frozenset({State.KEPT, State.UNPROVEN})
+"""Ends that say nothing for the release and nothing against it."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +148,7 @@ def plan_retreat(
     A canary leaves for the stable. Without one the stable leaves for the previous release, or for `to`. A
     first release that is still a canary leaves for nobody: no answer is better than a harmful one, and nobody
     has relied on it yet. One that is stable and has nothing behind it leaves for nobody only with `last`.
-    Where nobody serves, `to` is brought back.
+    Where nobody serves, `to` is brought back. Missing proof alone (`UNPROVEN`) takes out no only release.
     """
     leaving = newest(standing)
     if leaving is None:
@@ -152,6 +159,8 @@ def plan_retreat(
     heir = standing.stable if standing.canary is not None else standing.previous
     target = heir if to is None else standing.version(to)
     if target == leaving or (target is None and standing.canary is None and not last):
+        return None
+    if target is None and state is State.UNPROVEN:
         return None
     return Retreat(leaving.version, target.version if target else None, state, reason)
 

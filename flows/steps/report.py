@@ -36,6 +36,7 @@ HEADLINE = {
     State.FAILED: "⚠️ failed, traffic went back",
     State.ABORTED: "↩️ aborted, traffic went back",
     State.KEPT: "⏸️ kept at its weight, unproven",
+    State.UNPROVEN: "🟡 unproven: too little evidence, and none against it",
     State.RUNNING: "running",
     State.WATCHING: "at 100 %, being watched",
 }

@@ -180,13 +180,19 @@ def retire(plane: ControlPlane, model: str, reason: str) -> Restored:
 
 
 def bring_home(
-    plane: ControlPlane, promotion: Promotion, reason: str, state: State = State.FAILED
+    plane: ControlPlane,
+    promotion: Promotion,
+    reason: str,
+    state: State = State.FAILED,
+    *,
+    late: bool = False,
 ) -> Restored:
     """End a promotion that broke off through no fault of its release; the sweep, the automations and the
     failing flow all do the same.
 
-    A release that the judge has already condemned is taken out as rejected. One that was certified and
-    serves everybody stays: only the watching stopped. A canary leaves.
+    A release that the judge has already condemned is taken out as rejected, or as unproven. One that was
+    certified and serves everybody stays: only the watching stopped. So does one that nothing precedes when
+    the deadline is what ends it (`late`, or the judge has seen it pass). A canary leaves.
     """
     model = promotion.model
     with plane.registry.turn(model) as turn:
@@ -203,8 +209,13 @@ def bring_home(
             turn.end(promotion, State.PROMOTED, f"certified; the watch after it ended early: {reason}")
             plane.platform.settle(model)
             return Restored(model, None, routes, 0.0)
+        serving = standing.promotion.weight > 0 and standing.canary is not None
+        only_one = serving and standing.stable is None and standing.retreat is None
+        if only_one and condemned is None and (late or _expired(plane, promotion)):
+            why = f"{reason}; nothing precedes the release, so it stays, unproven"
+            return Restored(model, None, stay(plane, turn, standing, promotion, why), 0.0)
     if condemned is not None:
-        return restore(plane, model, condemned, State.REJECTED, only=promotion)
+        return restore(plane, model, condemned[1], condemned[0], only=promotion)
     return restore(plane, model, reason, state, only=promotion)
 
 
@@ -217,12 +228,39 @@ def roll_back_run(plane: ControlPlane, run: str, reason: str) -> Restored | None
     return None if promotion is None else bring_home(plane, promotion, reason)
 
 
-def condemnation(plane: ControlPlane, promotion: Promotion) -> str | None:
-    """Why the last stored verdict sends the traffic back; None when it does not."""
+def stay(plane: ControlPlane, turn: Turn, standing: Standing, promotion: Promotion, reason: str) -> Routes:
+    """End the promotion of a release that nothing precedes as unproven: it serves on, as the stable, so that
+    the next release has something to be compared with and something to go back to."""
+    routes = settled(standing.canary)
+    if standing.route != routes:
+        turn.intend_route(routes)
+        plane.platform.route(standing.model, routes)
+    turn.stay(promotion, reason)
+    plane.platform.settle(standing.model)
+    return routes
+
+
+def condemnation(plane: ControlPlane, promotion: Promotion) -> tuple[State, str] | None:
+    """As what and why the last stored verdict sends the traffic back; None when it does not.
+
+    An earlier version went back when nothing could be seen, and took out only releases for want of evidence:
+    such a verdict, found open, is not drawn any more.
+    """
     stored = plane.registry.windows(promotion)
     if not stored or stored[-1].verdict["outcome"] != "rollback":
         return None
-    return str(stored[-1].verdict["sentence"])
+    kind, sentence = stored[-1].verdict["kind"], str(stored[-1].verdict["sentence"])
+    if kind == "reject":
+        return State.REJECTED, sentence
+    if kind == "unobserved" or stored[-1].content["stable"] is None:
+        return None
+    return State.UNPROVEN, sentence
+
+
+def _expired(plane: ControlPlane, promotion: Promotion) -> bool:
+    """The judge has seen the policy's deadline pass."""
+    stored = plane.registry.windows(promotion)
+    return bool(stored) and bool(stored[-1].verdict["expired"])
 
 
 def reconcile(plane: ControlPlane, model: str) -> Routes:

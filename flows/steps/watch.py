@@ -11,7 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NoReturn
 
-from flows.domain.errors import ApprovalExpired, DependencyDown, PromotionRejected, PromotionUnproven
+from flows.domain.errors import (
+    ApprovalExpired,
+    DependencyDown,
+    PromotionKept,
+    PromotionRejected,
+    PromotionUnproven,
+)
 from flows.domain.judge.counters import Snapshot, difference
 from flows.domain.judge.judging import judge, judge_promoted
 from flows.domain.judge.plan import duration, plan
@@ -20,7 +26,7 @@ from flows.domain.judge.verdict import Verdict
 from flows.domain.judge.windows import Window, unobserved
 from flows.domain.promotion import Promotion, Standing, State
 from flows.domain.routes import Routes
-from flows.steps.restore import condemnation
+from flows.steps.restore import condemnation, stay
 from flows.wiring import ControlPlane
 
 Judge = Callable[[Sequence[Window]], Verdict]
@@ -52,17 +58,19 @@ def watch(
 ) -> Verdict:
     """Watch a step until the judge lets it pass, and `may_go_on` as well, which is asked only then.
 
-    Raises PromotionRejected when the traffic must go back, PromotionUnproven when the policy keeps it as
-    it is at the deadline, ApprovalExpired when it does not and only `may_go_on` was missing, PromotionLost
-    when somebody else took the turn.
+    Raises PromotionRejected when the traffic must go back, PromotionUnproven when it must for want of proof
+    at the deadline, PromotionKept when it stays as it is then, ApprovalExpired when only `may_go_on` was
+    missing, PromotionLost when somebody else took the turn.
     """
     _refuse_the_condemned(plane, promotion)
     record = Record(plane, promotion, weight)
     while True:
         verdict = record.next_window(policy.window_seconds, lambda windows: judge(policy, windows))
         show(record.windows[-1], verdict)
-        if verdict.outcome == "rollback":
+        if verdict.outcome == "rollback" and verdict.kind == "reject":
             raise PromotionRejected(verdict.sentence)
+        if verdict.outcome == "rollback":
+            raise PromotionUnproven(verdict.sentence)
         if verdict.outcome == "keep":
             _keep(plane, promotion, verdict)
         # Paused, or with somebody else's hands on the route: judged as ever, but it never goes on.
@@ -96,16 +104,21 @@ def watch_on(
 
 def _refuse_the_condemned(plane: ControlPlane, promotion: Promotion) -> None:
     """A run that died between a verdict and its consequence is followed by one that draws it."""
-    why = condemnation(plane, promotion)
-    if why is not None:
-        raise PromotionRejected(why)
+    found = condemnation(plane, promotion)
+    if found is None:
+        return
+    state, why = found
+    raise PromotionRejected(why) if state is State.REJECTED else PromotionUnproven(why)
 
 
 def _keep(plane: ControlPlane, promotion: Promotion, verdict: Verdict) -> NoReturn:
     with plane.registry.turn(promotion.model) as turn:
-        turn.mine(promotion)
-        turn.end(promotion, State.KEPT, verdict.sentence)
-    raise PromotionUnproven(verdict.sentence)
+        standing = turn.mine(promotion)
+        if standing.stable is None:
+            stay(plane, turn, standing, promotion, verdict.sentence)
+        else:
+            turn.end(promotion, State.KEPT, verdict.sentence)
+    raise PromotionKept(verdict.sentence)
 
 
 def _unapproved(

@@ -88,7 +88,8 @@ def plane() -> ControlPlane:
     from flows.wiring import control_plane
 
     chosen = settings()
-    if chosen.mode == "local" and not stack.Supervisor(chosen).alive():
+    ours = chosen.mode == "local" and "registry_url" not in chosen.model_fields_set
+    if ours and not stack.Supervisor(chosen).alive():
         raise ModelServeError(f"the stack is not running (state folder {chosen.state}): modelserve up")
     return control_plane(chosen)
 
@@ -222,11 +223,15 @@ def check(
 def promote(
     model: Model,
     version: Version,
-    watch: Annotated[bool, typer.Option(help="Follow it to its end; exit 1 unless promoted.")] = False,
+    watch: Annotated[
+        bool, typer.Option(help="Follow it to its end; the exit code says how it ended.")
+    ] = False,
 ) -> None:
     """Promote a release: build, scan, canary, judge, and all of the traffic or back to the old one.
 
     It runs on the Prefect worker. With --watch, Ctrl-C cancels it and the traffic goes back.
+    Exit codes of --watch: 0 promoted; 3 its deadline came without proof, and nothing spoke against it
+    (unproven, or kept at its weight); 1 everything else, such as rejected.
     """
     from flows.console.following import follow
     from flows.steps.starting import start_promotion
@@ -234,8 +239,8 @@ def promote(
     control = plane()
     started = start_promotion(control, model, version)
     say(f"promotion of {model} v{version} started: {started.url}")
-    if watch and not follow(control, started, console):
-        raise typer.Exit(1)
+    if watch and (code := follow(control, started, console)):
+        raise typer.Exit(code)
 
 
 @app.command(rich_help_panel="Releases")

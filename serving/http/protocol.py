@@ -9,6 +9,7 @@ timer that is set and cancelled for each request.
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from typing import Any, ClassVar, cast
 
@@ -25,6 +26,7 @@ _MALFORMED = "Invalid HTTP request received."
 _OFFER = (b"upgrade", b"http2-settings")
 """What RFC 9113, 3.1, adds to the header `connection`, and names of headers themselves."""
 _PROBE_SECONDS = 0.02
+_HEED_SECONDS = 0.25
 _HEAD_BYTES = 65536
 """Of a request's line and headers, and again of its trailers."""
 _TOO_LONG = "the request's head may have at most 65536 bytes"
@@ -190,6 +192,16 @@ class GuardedProtocol(HttpToolsProtocol):
         waits = not cycle.response_complete and not getattr(cycle, "response_started", False)
         if waits and not self._transport.is_closing():
             self._transport.write(b"HTTP/1.1 102 Processing\r\n\r\n")
+            self.loop.call_later(_PROBE_SECONDS, self._heed)
+
+    def _heed(self) -> None:
+        """Whether the interim answer was turned away. Nothing is read any more, so nobody else would tell."""
+        if self._transport.is_closing() or self.cycle.response_complete:
+            return
+        if self._transport.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self._transport.abort()
+        else:
+            self.loop.call_later(_HEED_SECONDS, self._heed)
 
     def pause_writing(self) -> None:
         super().pause_writing()

@@ -193,6 +193,8 @@ for path in pathlib.Path(__file__).parent.glob("model*"):
     shutil.copy(path, output)
 (output / "model.pt").write_bytes(b"weights of today")
 (output / "handler.py").write_text("def load(folder, device): ...\\ndef predict(model, rows): ...\\n")
+sample = '{"instances": [{"width": 1.0, "colour": "red"}], "predictions": [3.0]}'
+(output / "samples.jsonl").write_text(sample)
 width = np.random.default_rng(1).normal(13, 2, 2000)
 frame = pd.DataFrame({"width": width, "colour": "red", "price": 3 * width})
 frame.to_parquet(output / "training.parquet")

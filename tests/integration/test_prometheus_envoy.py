@@ -42,14 +42,16 @@ def eventually(check: Callable[[], bool], seconds: float = 60) -> None:
 
 
 class Upstream(BaseHTTPRequestHandler):
-    """Answers 200 and is a little slow for /slow."""
+    """Answers 200, is a little slow for /slow, does not fit for /misfit, and answers /hang too late."""
 
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
         if "slow" in self.path:
             time.sleep(0.3)
-        self.send_response(200)
+        if "hang" in self.path:
+            time.sleep(1)
+        self.send_response(422 if "misfit" in self.path else 404 if "lost" in self.path else 200)
         self.send_header("Content-Length", "2")
         self.end_headers()
         self.wfile.write(b"ok")
@@ -233,6 +235,23 @@ def test_counts_are_those_of_the_requests_and_a_canary_without_servers_is_reject
     verdict = judge(QUICK, [window])
     assert (verdict.kind, verdict.metric) == ("reject", "errors")
     assert verdict.sentence.startswith("12 of 12 requests failed on the canary (100 %)")
+
+
+def test_requests_that_do_not_fit_and_requests_that_are_never_answered_are_counted(world: World) -> None:
+    before = world.snapshot()
+    world.ask(STABLE, 20)
+    world.ask(STABLE, 4, "/misfit")
+    world.ask(STABLE, 3, "/lost")
+    for _ in range(5):
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.get(f"http://127.0.0.1:{world.gateway}/hang", headers={"x-release": STABLE}, timeout=0.2)
+    window = difference(before, world.snapshot(before), CANARY, STABLE, 10)
+    assert window.observed, window.why
+    stable = window.stable
+    assert stable is not None
+    # Another address says nothing of the release; five were sent and never answered.
+    assert (stable.requests, stable.predicted, stable.refused) == (27, 20, 4)
+    assert stable.sent == 32
 
 
 def test_a_gateway_that_restarts_counts_from_zero(world: World) -> None:

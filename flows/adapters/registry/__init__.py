@@ -317,6 +317,17 @@ class Registry:
             )
             return [StoredWindow(**row) for row in cursor.fetchall()]
 
+    def seconds_since_window(self, promotion: Promotion) -> float | None:
+        """How long ago its last window was stored; None when there is none."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                "SELECT extract(epoch FROM now() - max(stored_at))::float8 AS seconds FROM windows"
+                " WHERE promotion = %s",
+                (promotion.id,),
+            )
+            seconds = one(cursor)["seconds"]
+            return None if seconds is None else float(seconds)
+
     def snapshot(self, promotion: Promotion) -> dict[str, Any] | None:
         """The raw counters behind the last stored window."""
         with self._transaction() as cursor:

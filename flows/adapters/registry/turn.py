@@ -148,6 +148,16 @@ class Turn:
             )
             self._note(promotion, "stable", {})
 
+    def stay(self, promotion: Promotion, reason: str) -> None:
+        """The only release becomes the stable without proof, and its promotion ends `unproven`.
+
+        The event is not that of a release that was proven: `rollback --to` it needs `--unproven` later on.
+        """
+        with self._at_once():
+            self._move("stable", phase="canary")
+            self._note(promotion, "stays", {"reason": reason})
+            self.end(promotion, State.UNPROVEN, reason)
+
     def end(self, promotion: Promotion, state: State, reason: str) -> None:
         """Close an open promotion; nothing happens to one that has ended."""
         with self._at_once():

@@ -15,8 +15,10 @@ from typing import Any, NamedTuple
 
 from flows.domain.judge.windows import Counts, EvidenceInvalid, Window, unobserved
 
-GATEWAY_KINDS = frozenset({"requests", "latency"})
+GATEWAY_KINDS = frozenset({"requests", "refused", "sent", "active", "latency"})
 """Kinds that the gateway counts for both arms; the others are counted by the releases' own servers."""
+GAUGES = frozenset({"active"})
+"""Kinds that may fall without a restart."""
 SKEW_SECONDS = 5.0
 """How far in the future a scrape may seem to be before two clocks are said to differ."""
 
@@ -24,9 +26,10 @@ SKEW_SECONDS = 5.0
 class Series(NamedTuple):
     """One raw counter.
 
-    `kind` and its `label`: requests (class "2" to "5"), latency (bound in seconds, "inf" for all), served and
-    took (the same two as the server counts them), outputs (bin), invalid, compared, disagreed (no label).
-    `pod` is who reports it: a gateway instance for requests and latency, else a server.
+    `kind` and its `label`: requests (class "2" to "5"), refused, sent, active (no label), latency (bound in
+    seconds, "inf" for all), served and took (requests and latency as the server counts them), outputs (bin),
+    invalid, compared, disagreed (no label).
+    `pod` is who reports it: a gateway instance for GATEWAY_KINDS, else a server.
     """
 
     kind: str
@@ -153,7 +156,9 @@ def _grown(before: Snapshot, after: Snapshot, canary: str) -> dict[Series, int]:
     gateways = {*before.scraped, *(series.pod for series in known if series.kind in GATEWAY_KINDS)}
     servers = {series.process for series in known if series.kind not in GATEWAY_KINDS}
     restarted = {
-        series.process for series, value in after.counters.items() if value < known.get(series, -math.inf)
+        series.process
+        for series, value in after.counters.items()
+        if series.kind not in GAUGES and value < known.get(series, -math.inf)
     }
     grown = {}
     for series, value in after.counters.items():
@@ -199,6 +204,11 @@ def _counts(
         disagreed=_total(sums, "disagreed"),
         reported=any(one.release == release and one.kind not in GATEWAY_KINDS for one in after.counters),
         started=_started(release, before, after),
+        predicted=sums["requests", "2"],
+        # Another family of the gateway's page than the requests: it may have been read an instant later.
+        refused=min(_total(sums, "refused"), sums["requests", "4"]),
+        # What is under way at the end is not lost, and what was at the beginning has ended since.
+        sent=max(0, _total(sums, "sent") - _total(sums, "active")),
     )
 
 

@@ -19,8 +19,10 @@ from dataclasses import replace
 import numpy as np
 
 from flows.domain.judge import gates
+from flows.domain.judge.client_errors import client_errors
 from flows.domain.judge.evidence import Array, bounds, detector, mean_log
 from flows.domain.judge.gates import Reading, percent
+from flows.domain.judge.missing import missing
 from flows.domain.judge.paths import (
     Tally,
     beside,
@@ -55,7 +57,7 @@ def judge(policy: PromotionPolicy, windows: Sequence[Window]) -> Verdict:
         verdict = _alone(policy, observed)
     else:
         verdict = _beside(policy, observed)
-    return at_deadline(policy, verdict) if expired else verdict
+    return at_deadline(policy, verdict, windows) if expired else verdict
 
 
 def judge_promoted(policy: PromotionPolicy, promotion: Sequence[Window], since: Sequence[Window]) -> Verdict:
@@ -166,7 +168,11 @@ def _beside(policy: PromotionPolicy, windows: list[Window]) -> Verdict:
     """The canary against the stable."""
     counted = tally(policy, windows)
     followed = path(counted, last=True)
-    readings = gates.compared(policy, windows, counted, followed)
+    readings = [
+        *gates.compared(policy, windows, counted, followed),
+        *client_errors(windows),
+        *missing(windows),
+    ]
     total = total_evidence(policy, {one.gate: one.log for one in readings})
     verdict = numbers(policy, counted, total)
     broken = gates.broken_outputs(policy, windows)

@@ -7,7 +7,7 @@ one. Leading axes are independent runs, so that what is simulated is what decide
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import TypeVar
@@ -263,18 +263,25 @@ def beyond(bad: Array, total: Array, tolerated: Array, seconds: Array, pause: fl
     return bursts.counted(groups, logs, gains, bad, total, own, other, seconds, pause)
 
 
-def combined(policy: PromotionPolicy, gates: dict[str, Array]) -> Array:
-    """log of the weighted mean of the gates' evidences; gates without data count as evidence 1."""
-    weights = gate_weights(policy)
+NEWER = frozenset({"client_errors", "missing"})
+"""Gates that older windows do not count."""
+
+
+def combined(policy: PromotionPolicy, gates: dict[str, Array], counted: Collection[str] = NEWER) -> Array:
+    """log of the weighted mean of the gates' evidences; gates without data count as evidence 1. Those of
+    `NEWER` that the windows do not count take no part: an old verdict stays what it was."""
+    weights = gate_weights(policy, counted)
     zero = np.zeros_like(next(iter(gates.values())))
     logs = np.stack([gates.get(name, zero) for name in weights])
     shares = np.array(list(weights.values())).reshape(-1, *(1,) * zero.ndim)
     return mean_log(logs, axis=0, weights=shares)
 
 
-def gate_weights(policy: PromotionPolicy) -> dict[str, float]:
-    """The gates that are on, with their weights."""
+def gate_weights(policy: PromotionPolicy, counted: Collection[str]) -> dict[str, float]:
+    """The gates that are on, with their weights; see `combined`."""
     weights = policy.weights.model_dump()
+    for name in NEWER - set(counted):
+        weights[name] = 0.0
     if policy.min_agreement is None:
         weights["agreement"] = 0.0
     on = {name: weight for name, weight in weights.items() if weight > 0}

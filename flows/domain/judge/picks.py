@@ -22,6 +22,15 @@ def disagreed(counts: Counts, _canary: bool) -> tuple[int, int]:
     return counts.disagreed, counts.compared
 
 
+def refused(counts: Counts, _canary: bool) -> tuple[int, int]:
+    return counts.refused or 0, counts.requests
+
+
+def lost(counts: Counts, _canary: bool) -> tuple[int, int]:
+    sent = counts.sent or 0
+    return max(0, sent - counts.requests), max(sent, counts.requests)
+
+
 def slower(stable: float, canary: float) -> Pick:
     """Slower than the bound (seconds) that each arm is given."""
     return lambda counts, of_canary: (counts.slow.get(canary if of_canary else stable, 0), counts.timed)

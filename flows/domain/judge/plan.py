@@ -209,7 +209,7 @@ def duration(seconds: float) -> str:
 
 def _at_deadline(policy: PromotionPolicy) -> str:
     return {
-        "rollback": "the traffic goes back",
+        "rollback": "the traffic goes back, and the release is unproven; one that nothing precedes stays",
         "keep": "the canary keeps its weight",
         "promote_unproven": "it is promoted unproven if it had traffic, and recorded as such",
     }[policy.at_deadline]

@@ -24,13 +24,17 @@ class Weights(BaseModel):
     errors: float = Field(default=6, ge=0)
     latency: float = Field(default=2, ge=0)
     outputs: float = Field(default=1, ge=0)
+    client_errors: float = Field(default=1, ge=0)
+    """Requests answered 400, 415 or 422: a release that no longer takes what clients send."""
+    missing: float = Field(default=1, ge=0)
+    """Requests that clients gave up on: a release that hangs has no errors and is never slow."""
     agreement: float = Field(default=1, ge=0)
 
     @field_validator("agreement")
     @classmethod
     def _one_gate_at_least(cls, agreement: float, info: ValidationInfo) -> float:
         if agreement + sum(float(value) for value in info.data.values()) <= 0:
-            raise ValueError("errors, latency, outputs and agreement are all 0: nothing would be judged")
+            raise ValueError(f"{', '.join(info.data)} and agreement are all 0: nothing would be judged")
         return agreement
 
 
@@ -54,7 +58,8 @@ class PromotionPolicy(BaseModel):
     deadline_seconds: float = Field(default=10800, gt=0)
     """How long the whole ramp may take, from the first window on."""
     at_deadline: Literal["rollback", "keep", "promote_unproven"] = "rollback"
-    """What a promotion becomes that is neither rejected nor certified by the deadline."""
+    """What a promotion becomes that is neither rejected nor certified by the deadline. `rollback` sends the
+    traffic back to the stable and ends `unproven`; the only release stays, and unseen nothing moves."""
     alpha: float = Field(default=0.01, gt=0, lt=1)
     """Greatest chance that a canary that is no worse is ever rejected."""
     beta: float = Field(default=0.05, gt=0, lt=1)
@@ -124,7 +129,7 @@ class PromotionPolicy(BaseModel):
         asked = info.data.get("min_agreement") is not None
         if asked and weights.agreement == 0:
             raise ValueError("agreement is 0, so that min_agreement would never be looked at")
-        if not asked and weights.errors + weights.latency + weights.outputs == 0:
+        if not asked and sum(weights.model_dump().values()) == weights.agreement:
             raise ValueError("only agreement counts, and without min_agreement nothing would be judged")
         return weights
 

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flows.domain.judge import gates
+from flows.domain.judge.client_errors import client_errors
 from flows.domain.judge.gates import Reading
+from flows.domain.judge.missing import missing
 from flows.domain.judge.paths import path, tally
 from flows.domain.judge.picks import Pick, failed
 from flows.domain.judge.policy import PromotionPolicy
@@ -61,5 +63,6 @@ def _reading(policy: PromotionPolicy, windows: Sequence[Window], verdict: Verdic
         readings = gates.alone(policy, counted, windows)
     else:
         readings = gates.compared(policy, windows, counted, path(counted, last=True))
+        readings += [*client_errors(windows), *missing(windows)]
     found = [*readings, *([broken] if broken is not None else [])]
     return next((one for one in found if one.gate == verdict.metric), None)

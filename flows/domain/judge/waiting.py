@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 
 from flows.domain.judge import gates
+from flows.domain.judge.client_errors import unpredicted
 from flows.domain.judge.gates import percent
 from flows.domain.judge.paths import Path, Tally, final_weight
 from flows.domain.judge.plan import duration, needed
@@ -77,6 +78,9 @@ def blind(policy: PromotionPolicy, windows: list[Window]) -> str:
     asked = [counts for counts in here if counts.requests]
     if policy.require_metrics and asked and not asked[-1].reported:
         return "the canary's servers show no metrics: its outputs cannot be checked (require_metrics)"
+    unproven = unpredicted(policy, here)
+    if unproven:
+        return unproven
     compared = [stable for stable in stables if stable.requests]
     if policy.require_metrics and policy.weights.outputs and compared and not compared[-1].reported:
         return "the stable's servers show no metrics: predictions cannot be compared (require_metrics)"

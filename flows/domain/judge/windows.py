@@ -48,15 +48,29 @@ class Counts:
     """False when the release's own servers show no metrics, so that its outputs cannot be checked."""
     started: int = 0
     """Servers that began to serve in this window, or began again."""
+    predicted: int | None = None
+    """Of the requests, class 2. None, here and below: not counted, in windows stored before it was."""
+    refused: int | None = None
+    """Of the requests, those answered 400, 415 or 422: they do not fit this release."""
+    sent: int | None = None
+    """Requests that the gateway sent to this release and that have ended, answered or not."""
 
     def __post_init__(self) -> None:
         for name in ("requests", "errors", "timed", "invalid", "compared", "disagreed", "started"):
             _check_count(name, getattr(self, name))
+        for name in ("predicted", "refused", "sent"):
+            if getattr(self, name) is not None:
+                _check_count(name, getattr(self, name))
         for label, count in (*self.slow.items(), *self.outputs.items()):
             _check_count(f"slow[{label}]" if label in self.slow else f"outputs[{label}]", count)
         if self.errors > self.requests:
             raise EvidenceInvalid(
                 f"errors: {self.errors} of {self.requests} requests cannot be; check the rules"
+            )
+        if self.errors + (self.refused or 0) + (self.predicted or 0) > self.requests:
+            raise EvidenceInvalid(
+                f"refused: {self.refused} and predicted: {self.predicted} beside {self.errors} errors exceed "
+                f"the {self.requests} requests; check the rules"
             )
         if self.disagreed > self.compared:
             raise EvidenceInvalid(f"disagreed: {self.disagreed} of {self.compared} compared cannot be")
@@ -81,6 +95,9 @@ class Counts:
             self.disagreed + other.disagreed,
             self.reported or other.reported,
             self.started + other.started,
+            _both(self.predicted, other.predicted),
+            _both(self.refused, other.refused),
+            _both(self.sent, other.sent),
         )
 
 
@@ -165,6 +182,10 @@ def unobserved(start: float, end: float, weight: int, why: str, *, stable: bool 
 
 def _add(left: Mapping[Key, int], right: Mapping[Key, int]) -> dict[Key, int]:
     return {key: left.get(key, 0) + right.get(key, 0) for key in {**left, **right}}
+
+
+def _both(left: int | None, right: int | None) -> int | None:
+    return right if left is None else left if right is None else left + right
 
 
 def _counts_to_json(counts: Counts) -> dict[str, Any]:

@@ -88,3 +88,11 @@ def test_the_last_stack_is_found_from_another_folder(tmp_path: Path, home: dict[
     done = modelserve("status", folder=elsewhere, environment={**home, **ports})
     assert f"state folder {here / '.modelserve'}" in done.stderr
     assert list(elsewhere.iterdir()) == []
+
+
+def test_the_exit_codes_of_a_followed_promotion_are_in_its_help(tmp_path: Path, home: dict[str, str]) -> None:
+    done = modelserve("promote", "--help", folder=tmp_path, environment=home)
+    said = " ".join(done.stdout.split())
+    assert done.returncode == 0
+    assert "0 promoted; 3 its deadline came without proof" in said
+    assert "1 everything else" in said

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import py_compile
 import subprocess
 import sys
@@ -12,7 +13,6 @@ import yaml
 
 from serving.errors import BundleCorrupt, SpecProblem, StartupError
 from serving.inference.bundle import load_bundle, seal
-from serving.runtimes import make_runtime
 from serving.spec import read_model_file
 from tests.serving.model_bundles import write_bundle
 from tests.serving.server_runs import ROOT
@@ -69,9 +69,35 @@ def a_bundle(folder: Path, **runtime: object) -> Path:
     )
 
 
-def answers(bundle: Path, *xs: float) -> list[float]:
+ANSWERS = """
+import json, sys
+from pathlib import Path
+from serving.errors import StartupError
+from serving.inference.bundle import load_bundle
+from serving.runtimes import make_runtime
+bundle = Path(sys.argv[1])
+try:
     runtime = make_runtime(load_bundle(str(bundle)).model, bundle)
-    return [row["y"] for row in runtime.predict([{"x": x} for x in xs])]  # type: ignore[union-attr]
+except StartupError as error:
+    sys.exit(str(error))
+print(json.dumps([row["y"] for row in runtime.predict([{"x": x} for x in json.loads(sys.argv[2])])]))
+"""
+
+
+def answers(bundle: Path, *xs: float) -> list[float]:
+    """In a process of its own, as a server has one bundle. StartupError as there."""
+    done = subprocess.run(
+        [sys.executable, "-c", ANSWERS, str(bundle), json.dumps(xs)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    if done.returncode:
+        raise StartupError(done.stderr.strip())
+    result: list[float] = json.loads(done.stdout)
+    return result
 
 
 def test_siblings_packages_and_dataclasses_work(tmp_path: Path) -> None:
@@ -79,7 +105,7 @@ def test_siblings_packages_and_dataclasses_work(tmp_path: Path) -> None:
     other = a_bundle(tmp_path / "two")
     (other / "scaling.py").write_text("def factor():\n    return 5.0\n")
     seal(other)
-    assert answers(other, 3.0) == [16.0], "the sibling of the bundle before is forgotten"
+    assert answers(other, 3.0) == [16.0]
 
 
 def test_a_pickled_class_of_its_own_is_found_again(tmp_path: Path) -> None:
