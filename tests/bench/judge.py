@@ -176,7 +176,8 @@ def show_bursts(cells: Sequence[Cell]) -> None:
 
 def said(lines: Sequence[Situation]) -> None:
     for one in lines:
-        print(f"{one.name:54} {one.seen:46} {'met' if one.met else 'MISSED'}")
+        shown = one.seen.endswith("(nothing promised)")
+        print(f"{one.name:54} {one.seen:46} {'shown' if shown else 'met' if one.met else 'MISSED'}")
 
 
 def main() -> int:

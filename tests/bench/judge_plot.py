@@ -43,8 +43,8 @@ def draw(healthy: Sequence[Any], sick: Sequence[Any], bursts: Sequence[Any], fil
     top.set_title(
         "Healthy canary whose servers pause as the stable's do, rolled back in the ramp (%)", **_TITLE
     )
-    labels = [_lines(one.name) for one in pausing]
-    top.set_xticks(range(len(pausing)), labels, fontsize=7)
+    labels = [one.name.replace("000 rps", "k rps") for one in pausing]
+    top.set_xticks(range(len(pausing)), labels, fontsize=8, rotation=90)
     top.set_xlabel(
         "traffic, servers of canary / stable, pauses an hour and server and their length", fontsize=9
     )
@@ -71,12 +71,6 @@ def draw(healthy: Sequence[Any], sick: Sequence[Any], bursts: Sequence[Any], fil
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=110, metadata={"Software": None})
     pyplot.close(figure)
-
-
-def _lines(name: str) -> str:
-    traffic, servers, hiccup = name.split(", ")
-    often, _, length = hiccup.partition(" x ")
-    return f"{traffic.replace('000 rps', 'k rps')}\n{servers}\n{often} x\n{length}"
 
 
 _TITLE = {"fontsize": 10.5, "loc": "left", "fontweight": "bold"}

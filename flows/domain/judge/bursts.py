@@ -58,7 +58,7 @@ SURE = 0.84
 """Standard deviations of the upper limit for how bad requests clump."""
 HARMLESS = 1.2
 """Clumps of this size are as good as none."""
-DOUBT = 1.5
+DOUBT = 2.5
 """Standard deviations by which an outage must exceed two tolerated pauses."""
 
 
