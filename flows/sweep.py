@@ -64,11 +64,7 @@ def sweep_once(plane: ControlPlane) -> Swept:
             restored.append(bring_home(plane, promotion, reason, late=late))
         except ModelServeError as error:
             problems.append(f"{promotion.model}: {error}")
-    try:
-        given_back = give_back_abandoned(plane)
-    except ModelServeError as error:
-        given_back = []
-        problems.append(f"experiments: {error}")
+    given_back = give_back_abandoned(plane, problems)
     stopped = _stop_left_over(plane, problems)
     if not problems:
         plane.registry.beat(SWEEP)

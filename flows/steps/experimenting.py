@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from flows.adapters.outcomes import OutcomeStream, Position
-from flows.domain.errors import DependencyDown, PromotionRunning, ReleaseNotReady
+from flows.domain.errors import DependencyDown, ModelServeError, PromotionRunning, ReleaseNotReady
 from flows.domain.experiment import Arm, Comparison, Plan, compare, imbalance
 from flows.domain.promotion import Standing, due
 from flows.domain.spec import parse_spec
@@ -190,19 +190,32 @@ def _left_behind(plane: ControlPlane, plan: Plan) -> Position | None:
     return Position(**first.detail["position"]) if first.detail["plan"] == asdict(plan) else None
 
 
-def give_back_abandoned(plane: ControlPlane) -> list[str]:
-    """Give the traffic back where an experiment was killed and nobody has taken it up; a sentence each."""
+def give_back_abandoned(plane: ControlPlane, problems: list[str]) -> list[str]:
+    """Give the traffic back where an experiment was killed and nobody has taken it up; a sentence each.
+
+    What is in the way of one is added to `problems`, and keeps no other.
+    """
     sentences = []
     for model, silence in plane.registry.experiments().items():
-        detail = _newest_start(plane, model)
-        if detail is None:
-            plane.registry.forget_experiment(model)
-            continue
-        if silence < max(SILENT_SECONDS, 4 * float(detail.get("look_seconds", 0))):
-            continue
-        _give_back(plane, Plan(**detail["plan"]))
-        sentences.append(f"{model}: an experiment that nobody drives any more was ended; the traffic is back")
+        try:
+            if _given_back(plane, model, silence):
+                sentences.append(
+                    f"{model}: an experiment that nobody drives any more was ended; the traffic is back"
+                )
+        except ModelServeError as error:
+            problems.append(f"{model}: {error}")
     return sentences
+
+
+def _given_back(plane: ControlPlane, model: str, silence: float) -> bool:
+    detail = _newest_start(plane, model)
+    if detail is None:
+        plane.registry.forget_experiment(model)
+        return False
+    if silence < max(SILENT_SECONDS, 4 * float(detail.get("look_seconds", 0))):
+        return False
+    _give_back(plane, Plan(**detail["plan"]))
+    return True
 
 
 def _newest_start(plane: ControlPlane, model: str) -> dict[str, Any] | None:

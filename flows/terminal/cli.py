@@ -6,20 +6,16 @@ import os
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
 
 from flows.domain.errors import ModelServeError
-from flows.settings import Settings
 from flows.terminal import state_folder
+from flows.terminal.control import plane, settings
 from flows.terminal.experiment_cli import experiment
-
-if TYPE_CHECKING:
-    from flows.wiring import ControlPlane
 
 app = typer.Typer(
     name="modelserve",
@@ -35,24 +31,17 @@ console = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty(
 errors = Console(stderr=True, highlight=False, emoji=False)
 
 Model = Annotated[str, typer.Argument(help="The model's name, as in its model.yaml.", show_default=False)]
+Folder = Annotated[Path, typer.Argument(help="The model's folder, with model.yaml.", show_default=False)]
+Artifacts = Annotated[
+    list[Path] | None,
+    typer.Argument(help="Trained files or folders that lie elsewhere.", show_default=False),
+]
 Version = Annotated[int, typer.Argument(help="The registered version.", min=1, show_default=False)]
 
 
 def say(line: str) -> None:
     """One line of progress."""
     console.print(line, markup=False)
-
-
-def settings() -> Settings:
-    """The settings of this call. Raises ModelServeError that names the variable."""
-    try:
-        return Settings()
-    except ValidationError as error:
-        problems = [
-            f"MODELSERVE_{'__'.join(str(part) for part in detail['loc']).upper()}: {detail['msg']}"
-            for detail in error.errors()
-        ]
-        raise ModelServeError("; ".join(problems)) from error
 
 
 BEGIN_HERE = frozenset({"up", "demo", "prepare"})
@@ -80,18 +69,6 @@ def prepare(context: typer.Context) -> None:
             os.environ.setdefault(name, value)
     with suppress(OSError):  # a root that is read-only; Prefect says so itself
         Path(os.environ["PREFECT_HOME"]).mkdir(mode=0o700, parents=True, exist_ok=True)
-
-
-def plane() -> ControlPlane:
-    """The control plane of a stack that runs. Raises ModelServeError at once when it does not."""
-    from flows.adapters import stack
-    from flows.wiring import control_plane
-
-    chosen = settings()
-    ours = chosen.mode == "local" and "registry_url" not in chosen.model_fields_set
-    if ours and not stack.Supervisor(chosen).alive():
-        raise ModelServeError(f"the stack is not running (state folder {chosen.state}): modelserve up")
-    return control_plane(chosen)
 
 
 # -- the stack ----------------------------------------------------------------------------------------
@@ -168,11 +145,8 @@ def prepare_images() -> None:
 
 @app.command(rich_help_panel="Releases")
 def register(
-    folder: Annotated[Path, typer.Argument(help="The model's folder, with model.yaml.", show_default=False)],
-    artifacts: Annotated[
-        list[Path] | None,
-        typer.Argument(help="Trained files or folders that lie elsewhere.", show_default=False),
-    ] = None,
+    folder: Folder,
+    artifacts: Artifacts = None,
     version: Annotated[
         int | None, typer.Option(help="Version number; the next free one if not given.", min=1)
     ] = None,
@@ -202,11 +176,8 @@ def register(
 
 @app.command(rich_help_panel="Releases")
 def check(
-    folder: Annotated[Path, typer.Argument(help="The model's folder, with model.yaml.", show_default=False)],
-    artifacts: Annotated[
-        list[Path] | None,
-        typer.Argument(help="Trained files or folders that lie elsewhere.", show_default=False),
-    ] = None,
+    folder: Folder,
+    artifacts: Artifacts = None,
 ) -> None:
     """Do all that `register` does before it stores anything: needs no stack, says in a line what is wrong.
 
@@ -301,7 +272,6 @@ def resume(model: Model) -> None:
 
 
 def _set_paused(model: str, *, paused: bool) -> None:
-
     promotion = plane().registry.pause(model, paused)
     word = "paused" if paused else "resumed"
     say(f"{word} the promotion of {model} v{promotion.version} at {promotion.weight} %")
@@ -339,7 +309,6 @@ def approve(
 @app.command(rich_help_panel="Releases")
 def thaw(model: Model) -> None:
     """Let a model be promoted again that drift or a shared incident has frozen."""
-
     plane().registry.freeze(model, None)
     say(f"{model} may be promoted again")
 

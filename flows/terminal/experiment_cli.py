@@ -11,6 +11,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from flows.terminal.control import plane
+
 Arm = Annotated[int, typer.Argument(help="A registered version in service.", min=1, show_default=False)]
 
 
@@ -46,7 +48,6 @@ def experiment(
     from flows.domain.experiment import Plan
     from flows.domain.release import release_name
     from flows.steps.experimenting import report_markdown, run
-    from flows.wiring import control_plane
 
     plan = Plan(model, release_name(model, a), release_name(model, b), share, sticky, measure, alpha)
     said: list[str] = []
@@ -56,7 +57,7 @@ def experiment(
         typer.echo(line)
 
     try:
-        ended = run(control_plane(), plan, minimum, hours * 3600, look_seconds, say)
+        ended = run(plane(), plan, minimum, hours * 3600, look_seconds, say)
     except KeyboardInterrupt as interrupt:
         typer.echo(f"ended by hand, the traffic is back; {said[-1] if said else 'nothing was found yet'}")
         raise typer.Exit(1) from interrupt

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -261,6 +261,31 @@ def test_a_killed_experiment_is_swept_and_a_living_one_is_not(
     assert "an experiment that nobody drives any more was ended" in sentence
     assert in_service.platform.routes("flights") == Routes({"flights-v1": 0, "flights-v2": 100})
     assert sweep_once(in_service).given_back == ()
+    del world
+
+
+def test_one_experiment_in_the_way_keeps_no_other_from_being_given_back(
+    in_service: ControlPlane, world: World, days: Days, monkeypatch: pytest.MonkeyPatch, database_url: str
+) -> None:
+    def die() -> None:
+        monkeypatch.setattr("flows.steps.experimenting._give_back", lambda *_: None)
+        raise KeyboardInterrupt
+
+    days.happens = die
+    with pytest.raises(KeyboardInterrupt):
+        go(in_service)
+    monkeypatch.undo()
+    registry = in_service.registry
+    gone = Plan("absent", "absent-v1", "absent-v2")  # a model that the registry does not know any more
+    registry.note("absent", "experiment-started", {"plan": asdict(gone), "look_seconds": 1})
+    registry.hear_experiment("absent")
+    with psycopg2.connect(database_url) as connection, connection.cursor() as cursor:
+        cursor.execute("UPDATE beats SET at = now() - interval '1000 seconds'")
+    connection.close()
+    swept = sweep_once(in_service)
+    assert [sentence.partition(":")[0] for sentence in swept.given_back] == ["flights"]
+    assert [problem.partition(":")[0] for problem in swept.problems] == ["absent"]
+    assert in_service.platform.routes("flights") == Routes({"flights-v1": 0, "flights-v2": 100})
     del world
 
 

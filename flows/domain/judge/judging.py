@@ -19,10 +19,8 @@ from dataclasses import replace
 import numpy as np
 
 from flows.domain.judge import gates
-from flows.domain.judge.client_errors import client_errors
 from flows.domain.judge.evidence import Array, bounds, detector, mean_log
 from flows.domain.judge.gates import Reading, percent
-from flows.domain.judge.missing import missing
 from flows.domain.judge.paths import (
     Tally,
     beside,
@@ -37,6 +35,7 @@ from flows.domain.judge.paths import (
     tally,
 )
 from flows.domain.judge.policy import PromotionPolicy
+from flows.domain.judge.readings import beside_the_stable
 from flows.domain.judge.ruling import at_deadline, check_order, harm, numbers, rejected, short, total_evidence
 from flows.domain.judge.verdict import Verdict
 from flows.domain.judge.waiting import blind, more_of_step, per_second, waiting
@@ -168,11 +167,7 @@ def _beside(policy: PromotionPolicy, windows: list[Window]) -> Verdict:
     """The canary against the stable."""
     counted = tally(policy, windows)
     followed = path(counted, last=True)
-    readings = [
-        *gates.compared(policy, windows, counted, followed),
-        *client_errors(windows),
-        *missing(windows),
-    ]
+    readings = beside_the_stable(policy, windows, counted, followed)
     total = total_evidence(policy, {one.gate: one.log for one in readings})
     verdict = numbers(policy, counted, total)
     broken = gates.broken_outputs(policy, windows)

@@ -9,12 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flows.domain.judge import gates
-from flows.domain.judge.client_errors import client_errors
 from flows.domain.judge.gates import Reading
-from flows.domain.judge.missing import missing
 from flows.domain.judge.paths import path, tally
-from flows.domain.judge.picks import Pick, failed
 from flows.domain.judge.policy import PromotionPolicy
+from flows.domain.judge.readings import beside_the_stable
 from flows.domain.judge.verdict import Verdict
 from flows.domain.judge.windows import Window
 
@@ -44,25 +42,22 @@ class Spoken:
 def spoken(policy: PromotionPolicy, windows: Sequence[Window], verdict: Verdict | None) -> Spoken:
     """The counts of the gate that `verdict` names; those of the errors where it names none."""
     reading = _reading(policy, [window for window in windows if window.observed], verdict)
-    what, pick, gate = ("requests failed", failed, "errors") if reading is None else _of(reading)
-    canary = tuple(pick(window.canary, True) for window in windows)
-    stable = tuple((0, 0) if window.stable is None else pick(window.stable, False) for window in windows)
-    return Spoken(gate, what, canary, stable)
+    canary = tuple(reading.pick(window.canary, True) for window in windows)
+    stable = tuple(
+        (0, 0) if window.stable is None else reading.pick(window.stable, False) for window in windows
+    )
+    return Spoken(reading.gate, reading.what, canary, stable)
 
 
-def _of(reading: Reading) -> tuple[str, Pick, str]:
-    return reading.what, reading.pick, reading.gate
-
-
-def _reading(policy: PromotionPolicy, windows: Sequence[Window], verdict: Verdict | None) -> Reading | None:
+def _reading(policy: PromotionPolicy, windows: Sequence[Window], verdict: Verdict | None) -> Reading:
+    errors = Reading("errors", 0.0, 0, 0, 0, 0, "requests failed")
     if verdict is None or not windows:
-        return None
+        return errors
     broken = gates.broken_outputs(policy, windows)
     counted = tally(policy, windows)
     if windows[-1].stable is None:
         readings = gates.alone(policy, counted, windows)
     else:
-        readings = gates.compared(policy, windows, counted, path(counted, last=True))
-        readings += [*client_errors(windows), *missing(windows)]
+        readings = beside_the_stable(policy, windows, counted, path(counted, last=True))
     found = [*readings, *([broken] if broken is not None else [])]
-    return next((one for one in found if one.gate == verdict.metric), None)
+    return next((one for one in found if one.gate == verdict.metric), errors)

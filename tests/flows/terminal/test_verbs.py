@@ -52,7 +52,10 @@ def test_without_a_stack_a_verb_says_where_it_looked_and_makes_nothing(
     assert list(folder.iterdir()) == []
 
 
-@pytest.mark.parametrize("verb", [("history", "flights"), ("promote", "flights", "1"), ("sweep",)])
+@pytest.mark.parametrize(
+    "verb",
+    [("history", "flights"), ("promote", "flights", "1"), ("experiment", "flights", "1", "2"), ("sweep",)],
+)
 def test_a_stack_that_is_down_is_said_at_once(
     tmp_path: Path, home: dict[str, str], verb: tuple[str, ...]
 ) -> None:
