@@ -18,12 +18,14 @@ from flows.domain.judge.evidence import (
     ratio_logs,
     shift_evidence,
 )
+from flows.domain.judge.incidents import INCIDENT_SECONDS
 from flows.domain.judge.paths import (
     Path,
     Tally,
     against,
     beyond,
     rejection,
+    spared,
     suspicion,
     table,
     tally,
@@ -32,9 +34,6 @@ from flows.domain.judge.paths import (
 from flows.domain.judge.picks import Pick, broken, disagreed, failed, predicted, slower
 from flows.domain.judge.policy import PromotionPolicy
 from flows.domain.judge.windows import Window
-
-INCIDENT_SECONDS = 60.0
-"""The stable's last minute (four windows at least) is what is compared with its past."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,22 +123,41 @@ def broken_outputs(policy: PromotionPolicy, windows: Sequence[Window]) -> Readin
 
 
 def incident(policy: PromotionPolicy, windows: Sequence[Window], counted: Tally) -> str | None:
-    """Why both releases seem to fail together; None when the stable is as healthy as it was.
+    """Why both releases seem to fail together; None when the stable is as healthy as it was, or the canary is
+    proven to be spared.
 
     The stable's last minute against the service level, and against its own past.
     """
-    now = windows[-1].end
-    first = next(index for index, one in enumerate(windows) if one.end > now - INCIDENT_SECONDS)
-    first = min(first, max(0, len(windows) - 4))
+    if spared(policy, counted)[-1]:
+        return None
+    first = _latest(windows, INCIDENT_SECONDS)
     bad, total = counted.stable_errors[first:].sum(), counted.stable[first:].sum()
     bad_past, total_past = counted.stable_errors[:first].sum(), counted.stable[:first].sum()
-    broken = mean_log(one_sample_evidence(bad, total, policy.slo_error_rate), axis=-1)
-    if max(float(broken), _risen(policy, counted, first)) < rejection(policy):
+    logs = [_risen(policy, counted, first), _broken(policy, bad, total)]
+    if bad > policy.slo_error_rate * total:
+        # Not over: what little traffic cannot tell in a minute, five of them can.
+        longer = slice(_latest(windows, 5 * INCIDENT_SECONDS), None)
+        logs.append(_broken(policy, counted.stable_errors[longer].sum(), counted.stable[longer].sum()))
+    if max(logs) < rejection(policy):
         return None
     before = f", {percent(bad_past, total_past)} before" if total_past else ""
     return (
         f"the stable fails as well ({percent(bad, total)} of its last {total:.0f} requests{before}): "
         "an incident that both share; weights stay until it is over"
+    )
+
+
+def _latest(windows: Sequence[Window], seconds: float) -> int:
+    """The first window of the last so many seconds, or of the last four windows."""
+    since = windows[-1].end - seconds
+    first = next(index for index, one in enumerate(windows) if one.end > since)
+    return min(first, max(0, len(windows) - 4))
+
+
+def _broken(policy: PromotionPolicy, bad: float, total: float) -> float:
+    """log E that more fail than the service level allows."""
+    return float(
+        mean_log(one_sample_evidence(np.array(bad), np.array(total), policy.slo_error_rate), axis=-1)
     )
 
 

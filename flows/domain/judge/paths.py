@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flows.domain.judge import bursts
+from flows.domain.judge import bursts, incidents
 from flows.domain.judge.evidence import (
     BETTER,
     LARGEST,
@@ -38,6 +38,8 @@ APPLIED = 0.8
 """A step is credited only where at least this part of the set weight is seen in the requests."""
 SIGMAS = 3.0
 """… allowing for this much chance."""
+HASTE = 3.0
+"""A step of a canary that rescues the stable takes this part of the usual time."""
 
 
 @dataclass(frozen=True)
@@ -308,19 +310,51 @@ def better(policy: PromotionPolicy) -> Array:
 
 
 def certified(policy: PromotionPolicy, counted: Tally, *, last: bool = False) -> NDArray[np.bool_]:
-    """Whether the canary has its certificate after every window; with `last` only after the last [..., 1]."""
-    share = _share(counted.canary, counted.stable)
+    """Whether the canary has its certificate after every window; with `last` only after the last [..., 1].
+
+    By what was counted while the stable kept the service level: in an incident both fail alike, and that says
+    nothing of the time between incidents. A canary that rescues the stable needs no other certificate.
+    """
+    calm = calmly(policy, counted)
+    share = _share(calm.canary, calm.stable)
     logs = ratio_logs(
-        counted.canary_errors[..., None],
-        (counted.canary_errors + counted.stable_errors)[..., None],
+        calm.canary_errors[..., None],
+        (calm.canary_errors + calm.stable_errors)[..., None],
         share,
         better(policy),
         policy.max_ratio,
     )
     at = slice(-1, None) if last else slice(None)
-    arms = (counted.canary_errors, counted.canary, counted.stable_errors, counted.stable)
+    arms = (calm.canary_errors, calm.canary, calm.stable_errors, calm.stable)
     bad_c, total_c, bad_s, total_s = (np.cumsum(arm, axis=-1)[..., at] for arm in arms)
-    return certificate(policy, np.cumsum(logs, axis=-2)[..., at, 0], (bad_c, total_c, bad_s, total_s))
+    proven = certificate(policy, np.cumsum(logs, axis=-2)[..., at, 0], (bad_c, total_c, bad_s, total_s))
+    return proven | rescues(policy, counted)[..., at]
+
+
+def calmly(policy: PromotionPolicy, counted: Tally) -> Tally:
+    """The same with the windows emptied in which the stable broke the service level. Chosen by the stable's
+    errors alone: what is left out can only make it look better."""
+    kept = ~incidents.failing(counted.stable_errors, counted.stable, counted.seconds, policy.slo_error_rate)
+    arms = ("canary", "canary_errors", "stable", "stable_errors")
+    return replace(counted, **{arm: getattr(counted, arm) * kept for arm in arms})
+
+
+def spared(policy: PromotionPolicy, counted: Tally) -> NDArray[np.bool_]:
+    """Whether the canary is proven, after every window, to have no part in what the stable suffers."""
+    arms = (counted.canary_errors, counted.canary, counted.stable_errors, counted.stable)
+    return incidents.spared(*arms, policy.max_ratio, policy.alpha)
+
+
+def rescues(policy: PromotionPolicy, counted: Tally) -> NDArray[np.bool_]:
+    """Whether the canary is spared, after every window, of a failure that lasts: each step is a relief."""
+    level, new = policy.slo_error_rate, _shifted(counted)
+    return spared(policy, counted) & incidents.lasting(counted.stable_errors, counted.stable, level, new)
+
+
+def hastened(policy: PromotionPolicy) -> float:
+    """Seconds at a step that are enough for a rescue: a third, and what a look at the latency takes."""
+    least = max(policy.dwell_seconds / HASTE, warm_up(policy) + 2 * policy.pause_seconds)
+    return min(policy.dwell_seconds, least)
 
 
 def passed(
@@ -330,12 +364,13 @@ def passed(
     `proven` says whether the canary has its certificate."""
     final = counted.weight >= final_weight(policy)
     proof = proven | (counted.weight < last_proving_step(policy))
+    dwell = np.where(rescues(policy, counted), hastened(policy), policy.dwell_seconds)
     return np.asarray(
         followed.applied
         & np.where(
             final,
             followed.step_requests > 0,
-            (followed.step_seconds >= policy.dwell_seconds - 1e-6)
+            (followed.step_seconds >= dwell - 1e-6)
             & (followed.step_requests >= policy.min_requests)
             & (np.maximum(evidence, followed.trouble) < suspicion(policy))
             & proof,
