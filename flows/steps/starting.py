@@ -30,11 +30,16 @@ class Started:
     url: str
 
 
-def start_promotion(plane: ControlPlane, model: str, version: int) -> Started:
-    """Create the flow run. Raises at once what would end it at once: unknown release, another promotion."""
+def start_promotion(
+    plane: ControlPlane, model: str, version: int, hotfix: tuple[str, str] | None = None
+) -> Started:
+    """Create the flow run. Raises at once what would end it at once: unknown release, another promotion.
+
+    `hotfix`: who wants shorter steps, and why.
+    """
     plane.registry.release(model, version)
     is_open = plane.registry.standing(model).promotion
-    if is_open is not None and is_open.version != version:
+    if is_open is not None and (is_open.version != version or hotfix):
         raise PromotionRunning(
             f"{model} v{is_open.version} is being promoted ({is_open.state}, {is_open.weight} %); "
             f"wait for it, or end it with 'modelserve abort {model}'"
@@ -44,9 +49,10 @@ def start_promotion(plane: ControlPlane, model: str, version: int) -> Started:
             deployment = client.read_deployment_by_name("promote/promote")
         except ObjectNotFound as error:
             raise DependencyDown("the Prefect server has no 'promote'; run 'modelserve up' again") from error
-        run = client.create_flow_run_from_deployment(
-            deployment.id, parameters={"model": model, "version": version}
-        )
+        parameters: dict[str, object] = {"model": model, "version": version}
+        if hotfix is not None:
+            parameters |= {"hotfix_by": hotfix[0], "hotfix_reason": hotfix[1]}
+        run = client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
     url = f"{plane.settings.prefect_ui_url}/runs/flow-run/{run.id}"
     return Started(model, version, run.id, url)
 

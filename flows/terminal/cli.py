@@ -197,19 +197,36 @@ def promote(
     watch: Annotated[
         bool, typer.Option(help="Follow it to its end; the exit code says how it ended.")
     ] = False,
+    hotfix: Annotated[
+        bool,
+        typer.Option("--hotfix", help="It mends what fails now: shorter steps; says what is skipped."),
+    ] = False,
+    reason: Annotated[str, typer.Option(help="Why it cannot wait; recorded. With --hotfix.")] = "",
+    who: Annotated[str, typer.Option(help="Who you are; recorded. With --hotfix.", envvar="USER")] = "",
 ) -> None:
     """Promote a release: build, scan, canary, judge, and all of the traffic or back to the old one.
 
     It runs on the Prefect worker. With --watch, Ctrl-C cancels it and the traffic goes back.
+    A canary that is proven better than a stable that fails goes on sooner by itself; --hotfix shortens the
+    steps whatever the stable does.
     Exit codes of --watch: 0 promoted; 3 its deadline came without proof, and nothing spoke against it
     (unproven, or kept at its weight); 1 everything else, such as rejected.
     """
     from flows.console.following import follow
+    from flows.domain.spec import parse_spec
+    from flows.steps.hotfix import skipped
     from flows.steps.starting import start_promotion
 
+    if hotfix and not (reason.strip() and who.strip()):
+        raise typer.BadParameter("a hotfix says why and for whom: --reason TEXT --who NAME")
+    if reason and not hotfix:
+        raise typer.BadParameter("--reason is recorded of a --hotfix only")
     control = plane()
-    started = start_promotion(control, model, version)
+    started = start_promotion(control, model, version, (who, reason) if hotfix else None)
     say(f"promotion of {model} v{version} started: {started.url}")
+    if hotfix:
+        policy = parse_spec(control.registry.spec(model, version), "model.yaml").promotion
+        say(f"hotfix, by {who}: {skipped(policy)}")
     if watch and (code := follow(control, started, console)):
         raise typer.Exit(code)
 
@@ -340,15 +357,18 @@ def explain(
     """Why a promotion ended as it did: the windows, the evidence, the verdicts."""
     from flows.console.tables import windows_table
     from flows.domain.spec import parse_spec
+    from flows.steps.hotfix import policy_of
     from flows.steps.replay import replay_verdicts
 
     registry = plane().registry
     found = registry.promotion(promotion)
     windows = registry.windows(found)
     spec = registry.spec(found.model, found.version)
-    console.print(windows_table(found, windows, parse_spec(spec, "model.yaml").promotion))
+    events = registry.events(found.model, found)
+    policy = policy_of(events, parse_spec(spec, "model.yaml").promotion)
+    console.print(windows_table(found, windows, policy))
     if replay:
-        different = replay_verdicts(spec, windows)
+        different = replay_verdicts(spec, windows, events)
         say(f"replayed {len(windows)} verdicts: {len(windows) - different} identical, {different} different")
         if different:
             raise typer.Exit(1)
