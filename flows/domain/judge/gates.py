@@ -24,6 +24,7 @@ from flows.domain.judge.paths import (
     Tally,
     against,
     beyond,
+    by_kind,
     rejection,
     spared,
     suspicion,
@@ -31,7 +32,7 @@ from flows.domain.judge.paths import (
     tally,
     warm_windows,
 )
-from flows.domain.judge.picks import Pick, broken, disagreed, failed, predicted, slower
+from flows.domain.judge.picks import Pick, broken, disagreed, failed, predicted, slower, slower_of
 from flows.domain.judge.policy import PromotionPolicy
 from flows.domain.judge.windows import Window
 
@@ -84,13 +85,13 @@ def alone(policy: PromotionPolicy, counted: Tally, windows: Sequence[Window]) ->
     bound = slow_bound(policy, windows)
     if bound is not None and policy.slo_latency_seconds is not None:
         slow = np.array([window.canary.slow.get(bound, 0) for window in windows], dtype=np.float64)
+        timed = np.array([window.canary.timed for window in windows], dtype=np.float64)
         judged = ~warm_windows(counted)
-        log = _too_many(
-            policy, slow * judged, counted.canary_timed * judged, policy.slo_slow_share, counted.seconds
-        )
+        log = _too_many(policy, slow * judged, timed * judged, policy.slo_slow_share, counted.seconds)
         what = f"requests took over {milliseconds(bound)}"
-        timed = int(counted.canary_timed.sum())
-        reading = Reading("latency", log, int(slow.sum()), timed, 0, 0, what, pick=slower(bound, bound))
+        reading = Reading(
+            "latency", log, int(slow.sum()), int(timed.sum()), 0, 0, what, pick=slower(bound, bound)
+        )
         readings.append(reading)
     return readings
 
@@ -226,17 +227,19 @@ def _even(policy: PromotionPolicy, windows: Sequence[Window], gate: str) -> bool
 
 
 def _latency(policy: PromotionPolicy, windows: Sequence[Window], counted: Tally, log: float) -> Reading:
-    slow_c, slow_s = counted.canary_slow.sum(axis=0), counted.stable_slow.sum(axis=0)
-    timed_c, timed_s = counted.canary_timed.sum(), counted.stable_timed.sum()
     if not counted.bounds:
-        return Reading("latency", 0.0, 0, int(timed_c), 0, int(timed_s), "requests were slow")
-    share = timed_c / max(timed_c + timed_s, 1)
-    both = slow_c + slow_s
-    worst = int(np.argmax((slow_c - share * both) / np.sqrt(np.maximum(both, 1))))
+        timed = int(counted.canary_timed.sum()), int(counted.stable_timed.sum())
+        return Reading("latency", 0.0, 0, timed[0], 0, timed[1], "requests were slow")
+    kinds = [[arm.sum(axis=0) for arm in arms] for arms in by_kind(counted)]
+    excess = np.stack([_excess(*arms) for arms in kinds])
+    kind, worst = divmod(int(np.argmax(excess)), excess.shape[1])
+    timed_c, timed_s, slow_c, slow_s = kinds[kind]
     bound_s, bound_c = counted.bounds[worst]
-    what = f"requests took over {milliseconds(bound_c)}"
+    names = ("requests",) if len(kinds) == 1 else ("computed answers", "answers from the cache")
+    what = f"{names[kind]} took over {milliseconds(bound_c)}"
     if bound_c != bound_s:
         what += f" ({milliseconds(bound_s)} with {bound_c / bound_s:.3g} times the patience)"
+    pick = slower(bound_s, bound_c) if len(kinds) == 1 else slower_of(kind == 1, bound_s, bound_c)
     return Reading(
         "latency",
         log,
@@ -246,8 +249,15 @@ def _latency(policy: PromotionPolicy, windows: Sequence[Window], counted: Tally,
         int(timed_s),
         what,
         acts=log < suspicion(policy) or _even(policy, windows, "latency"),
-        pick=slower(bound_s, bound_c),
+        pick=pick,
     )
+
+
+def _excess(timed: Array, timed_stable: Array, slow: Array, slow_stable: Array) -> Array:
+    """How many standard deviations more of the canary's are slow than of both, by bound."""
+    share, both = timed / np.maximum(timed + timed_stable, 1), slow + slow_stable
+    result: Array = (slow - share * both) / np.sqrt(np.maximum(both, 1))
+    return result
 
 
 def _outputs(policy: PromotionPolicy, windows: Sequence[Window]) -> Reading:

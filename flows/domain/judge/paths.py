@@ -62,6 +62,9 @@ class Tally:
     """Servers that began to serve in each window; None: none."""
     pause_seconds: float = 20.0
     warm_up_seconds: float = 0.0
+    cached: tuple[Array, Array, Array, Array] | None = None
+    """Answers that were known already, which the latencies above leave out: the canary's and the stable's
+    [..., T], and the slow ones of these [..., T, B]. None: none."""
 
 
 def tally(policy: PromotionPolicy, windows: Sequence[Window]) -> Tally:
@@ -77,6 +80,16 @@ def tally(policy: PromotionPolicy, windows: Sequence[Window]) -> Tally:
     def column(values: list[float]) -> Array:
         return np.array(values, dtype=np.float64)
 
+    timed = column([counts.timed for counts in arms])
+    cached = column([counts.cached for counts in arms])
+    known = np.zeros_like(slow)
+    if cached.any():
+        known = np.array(
+            [[counts.cached_slow.get(bound, 0) for bound in bounds] for counts in arms], dtype=np.float64
+        )
+    computed, each = slow - known, len(canaries)
+    of_canary, of_stable = [places[pair[1]] for pair in pairs], [places[pair[0]] for pair in pairs]
+
     return Tally(
         column([window.seconds for window in windows]),
         column([window.weight for window in windows]),
@@ -84,14 +97,17 @@ def tally(policy: PromotionPolicy, windows: Sequence[Window]) -> Tally:
         column([counts.errors for counts in canaries]),
         column([counts.requests for counts in stables]),
         column([counts.errors for counts in stables]),
-        column([counts.timed for counts in canaries]),
-        column([counts.timed for counts in stables]),
-        slow[: len(canaries), [places[pair[1]] for pair in pairs]],
-        slow[len(canaries) :, [places[pair[0]] for pair in pairs]],
+        (timed - cached)[:each],
+        (timed - cached)[each:],
+        computed[:each, of_canary],
+        computed[each:, of_stable],
         tuple(pairs),
         column([counts.started for counts in canaries]),
         policy.pause_seconds,
         warm_up(policy),
+        (cached[:each], cached[each:], known[:each, of_canary], known[each:, of_stable])
+        if cached.any()
+        else None,
     )
 
 
@@ -141,15 +157,19 @@ def path(counted: Tally, *, last: bool = False) -> Path:
     latency = np.zeros_like(errors)
     if counted.bounds:
         judged = ~warm_windows(counted)
-        latency, slowness = against(
-            counted.canary_slow * judged[..., None],
-            counted.stable_slow * judged[..., None],
-            counted.canary_timed * judged,
-            counted.stable_timed * judged,
-            counted.seconds,
-            counted.pause_seconds,
-            last=last,
-        )
+        kinds = [
+            against(
+                slow * judged[..., None],
+                slow_stable * judged[..., None],
+                timed * judged,
+                timed_stable * judged,
+                counted.seconds,
+                counted.pause_seconds,
+                last=last,
+            )
+            for timed, timed_stable, slow, slow_stable in by_kind(counted)
+        ]
+        latency, slowness = (mean_log(np.stack(logs), axis=0) for logs in zip(*kinds, strict=True))
         trouble = np.maximum(trouble, slowness)
     applied = _plausible(counted.canary, counted.canary + counted.stable, counted.weight)
     credited = applied & (counted.canary + counted.stable > 0)
@@ -166,6 +186,13 @@ def path(counted: Tally, *, last: bool = False) -> Path:
         requests,
         _plausible(requests, total, counted.weight) & applied,
     )
+
+
+def by_kind(counted: Tally) -> list[tuple[Array, Array, Array, Array]]:
+    """Timed requests of the canary and of the stable, and slow ones: of answers that were computed, and of
+    those that were known already, if any were. That a release begins with a cold cache is no fault of it."""
+    computed = counted.canary_timed, counted.stable_timed, counted.canary_slow, counted.stable_slow
+    return [computed] if counted.cached is None else [computed, counted.cached]
 
 
 def _shifted(counted: Tally) -> NDArray[np.bool_]:
