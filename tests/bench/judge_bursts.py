@@ -103,8 +103,7 @@ def cell(rng: np.random.Generator, runs: int, regime: Regime) -> Cell:
 
 
 def _rivals(rng: np.random.Generator, runs: int, traffic: Traffic) -> dict[str, float]:
-    """By minutes. Slowness is shown to the rule that compares: for the others it depends on where a person has
-    put the limit."""
+    """Minute by minute. Slowness is shown to the rule that compares: the others have a person's limit."""
     rates = [_rates(traffic, fleet) for fleet in (traffic.canary, traffic.stable)]
     lost = [pauses(rng, runs, MINUTES, 60.0, fleet) for fleet in (traffic.canary, traffic.stable)]
 
