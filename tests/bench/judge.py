@@ -185,8 +185,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tests.bench.judge",
         description=__doc__.splitlines()[0],
-        epilog="A first look, in minutes: python -m tests.bench.judge --quick --runs 20. With so few runs a line "
-        "may be missed by chance. The README's figures and plot are of all regimes and 600 runs.",
+        epilog="A first look, in minutes: python -m tests.bench.judge --quick --runs 20. With so few runs a "
+        "line may be missed by chance. The README's figures and plot are of all regimes and 600 runs.",
     )
     parser.add_argument("--runs", type=int, default=600, help="simulated promotions a line (default: 600)")
     parser.add_argument("--quick", action="store_true", help="fewer regimes, and at most 200 runs")
