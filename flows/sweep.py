@@ -92,7 +92,7 @@ def _stop_left_over(plane: ControlPlane, problems: list[str]) -> list[str]:
             model, version = parse_release_name(name)
             with plane.registry.turn(model) as turn:
                 standing = turn.standing()
-                release = standing.version(version)
+                release = turn.release(version)
                 # Looked at again under the turn: a promotion of it may have begun since.
                 if not release.in_service and standing.retreat is None:
                     plane.platform.stop(release)

@@ -170,9 +170,9 @@ def _promotion(plane: ControlPlane, version: int, expected: State, console: Cons
     started = start_promotion(plane, MODEL, version)
     console.print(f"flow run: {started.url}", markup=False, style="dim")
     follow(plane, started, console)
-    found = [p for p in plane.registry.promotions(MODEL) if p.run == str(started.run)]
-    state = found[-1].state if found else State.FAILED
-    why = found[-1].reason or "" if found else "it never began"
+    found = plane.registry.newest_promotion_of_run(str(started.run))
+    state = found.state if found else State.FAILED
+    why = found.reason or "" if found else "it never began"
     seconds = time.monotonic() - began
     return Outcome(release_name(MODEL, version), state, why, seconds, state is expected)
 
@@ -182,7 +182,7 @@ def _blame_v3(folder: Path, plane: ControlPlane, console: Console) -> None:
     answers = _statistics(folder).get("3")
     if not answers or not answers["first_failure_at"]:
         return
-    back = [event.at.timestamp() for event in plane.registry.events(MODEL) if event.kind == ROLLED_BACK]
+    back = [event.at.timestamp() for event in plane.registry.events(MODEL, kinds=(ROLLED_BACK,))]
     seconds = (
         f", {back[-1] - answers['first_failure_at']:.1f} s from the first of them to weight 0" if back else ""
     )
@@ -212,7 +212,7 @@ def _alert(plane: ControlPlane, console: Console) -> Outcome:
 
     with console.status("Prometheus' rule ReleaseFailing → Alertmanager → alert receiver → rollback …"):
         right = _until(is_back, ALERT_SECONDS)
-    events = [event for event in plane.registry.events(MODEL) if event.kind == ROLLED_BACK]
+    events = plane.registry.events(MODEL, kinds=(ROLLED_BACK,))
     why = str(events[-1].detail.get("reason")) if right and events else "no alert rolled it back"
     console.print(why, markup=False)
     return Outcome(name, "rolled back" if right else "still stable", why, time.monotonic() - began, right)

@@ -100,7 +100,7 @@ def test_images_are_built_by_digest_and_scanned_before_anything_is_deployed(
     for promotion in registry.promotions("flights"):
         kinds = [event.kind for event in registry.events("flights", promotion)]
         assert kinds.index("image") < kinds.index("scanned") < kinds.index("started")
-    for release in registry.standing("flights").releases:
+    for release in registry.releases("flights"):
         assert re.fullmatch(r".+@sha256:[0-9a-f]{64}", release.image or "")
 
 

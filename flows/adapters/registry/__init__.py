@@ -12,7 +12,7 @@ Belongs here: SQL, and rows as the domain's types. May not: decide who gets the 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Literal
@@ -27,7 +27,9 @@ from flows.adapters.registry.rows import (
     LEASE_EXPIRED,
     OLDER_WORDS,
     PROMOTION,
+    RELEASE,
     ROLLED_BACK,
+    STANDING,
     Event,
     Overview,
     StoredWindow,
@@ -37,6 +39,8 @@ from flows.adapters.registry.rows import (
     lost,
     one,
     promotion_of,
+    release_of,
+    standing_of,
     unknown_model,
 )
 from flows.adapters.registry.turn import Turn
@@ -177,6 +181,21 @@ class Registry:
         with self._transaction() as cursor:
             return find_standing(cursor, model)
 
+    def standings(self) -> list[Standing]:
+        """Of every model, in one query."""
+        with self._transaction() as cursor:
+            cursor.execute(f"{STANDING} ORDER BY name")
+            return [standing_of(row) for row in cursor.fetchall()]
+
+    def releases(self, model: str, last: int | None = None) -> list[Release]:
+        """In the order of their versions; the newest `last` where it is given."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                f"SELECT {RELEASE} FROM releases WHERE model = %s ORDER BY version DESC LIMIT %s",
+                (model, last),
+            )
+            return [release_of(row) for row in reversed(cursor.fetchall())]
+
     # -- promotions -------------------------------------------------------------------------------
 
     def begin(
@@ -189,7 +208,7 @@ class Registry:
         """
         with self.turn(model) as turn:
             standing = turn.standing()
-            release = standing.version(version)
+            release = turn.release(version)
             is_open = standing.promotion
             if is_open is not None:
                 if is_open.version == version and (is_open.run == run or turn.lease_expired(lease_seconds)):
@@ -250,12 +269,23 @@ class Registry:
             row = cursor.fetchone()
             return None if row is None else promotion_of(row)
 
-    def promotions(self, model: str) -> list[Promotion]:
+    def newest_promotion_of_run(self, run: str) -> Promotion | None:
+        """The promotion that this Prefect flow run has driven, open or ended; None when it never began."""
         with self._transaction() as cursor:
             cursor.execute(
-                f"SELECT {PROMOTION} FROM promotions WHERE model = %s ORDER BY started_at", (model,)
+                f"SELECT {PROMOTION} FROM promotions WHERE run = %s ORDER BY started_at DESC LIMIT 1", (run,)
             )
-            return [promotion_of(row) for row in cursor.fetchall()]
+            row = cursor.fetchone()
+            return None if row is None else promotion_of(row)
+
+    def promotions(self, model: str, last: int | None = None) -> list[Promotion]:
+        """Oldest first; the newest `last` where it is given."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                f"SELECT {PROMOTION} FROM promotions WHERE model = %s ORDER BY started_at DESC LIMIT %s",
+                (model, last),
+            )
+            return [promotion_of(row) for row in reversed(cursor.fetchall())]
 
     def abandoned(self, grace_seconds: float) -> list[tuple[Promotion, bool]]:
         """Open promotions that nobody drives, or (True) that are past their deadline and the grace.
@@ -557,18 +587,38 @@ class Registry:
             version = promotion.version if promotion else None
             append_event(cursor, model, version, kind, detail, promotion.id if promotion else None)
 
-    def events(self, model: str, promotion: Promotion | None = None, after: int = 0) -> list[Event]:
-        """Those of a model, or of one promotion, whose id is greater than `after`; oldest first."""
+    def events(
+        self,
+        model: str,
+        promotion: Promotion | None = None,
+        after: int = 0,
+        *,
+        kinds: Collection[str] = (),
+        last: int | None = None,
+    ) -> list[Event]:
+        """Those of a model, or of one promotion, of these kinds or any, with ids after `after`; oldest first.
+
+        The newest `last` where it is given.
+        """
+        older = [old for old, new in OLDER_WORDS.items() if new in kinds]
         with self._transaction() as cursor:
             cursor.execute(
                 "SELECT id, at, version, promotion, kind, detail FROM events"
                 " WHERE model = %(model)s AND id > %(after)s"
-                " AND (%(promotion)s IS NULL OR promotion = %(promotion)s::uuid) ORDER BY id",
-                {"model": model, "promotion": promotion.id if promotion else None, "after": after},
+                " AND (%(promotion)s IS NULL OR promotion = %(promotion)s::uuid)"
+                " AND (%(kinds)s IS NULL OR kind = ANY(%(kinds)s))"
+                " ORDER BY id DESC LIMIT %(last)s",
+                {
+                    "model": model,
+                    "promotion": promotion.id if promotion else None,
+                    "after": after,
+                    "kinds": [*kinds, *older] or None,
+                    "last": last,
+                },
             )
             return [
                 Event(**{**row, "kind": OLDER_WORDS.get(row["kind"], row["kind"])})
-                for row in cursor.fetchall()
+                for row in reversed(cursor.fetchall())
             ]
 
     def last_event(self) -> int:

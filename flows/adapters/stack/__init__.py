@@ -281,7 +281,7 @@ def _await(settings: Settings, supervisor: Supervisor, part: Part, say: Say, fai
         if ended >= TRIES or (late and (ended or now - begun > patience + LATE_SECONDS)):
             raise DependencyDown(
                 f"{part.name} did not become healthy in {now - begun:.0f} s; "
-                f"its log {supervisor.log(part.name)} ends: {supervisor.last_lines(part.name) or '(empty)'}"
+                f"its log {supervisor.log(part.name)} says: {supervisor.cause(part.name) or '(nothing)'}"
             )
         if late and not told:
             told = True
