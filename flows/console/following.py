@@ -82,10 +82,10 @@ def _until_final(started: Started, tail: _Tail, seconds: float | None) -> RunSta
             tail.show()
             if state is not None and state.is_final():
                 return state
-            if state is not None and (state.is_scheduled() or state.is_pending()):
-                if time.monotonic() > mention:
-                    mention = time.monotonic() + AGAIN_SECONDS
-                    tail.say(_waiting(client, state, started, time.monotonic() - begun))
+            waits = state is not None and (state.is_scheduled() or state.is_pending())
+            if state is not None and waits and time.monotonic() > mention:
+                mention = time.monotonic() + AGAIN_SECONDS
+                tail.say(_waiting(client, state, started, time.monotonic() - begun))
             time.sleep(LOOK_SECONDS)
     return None
 

@@ -148,7 +148,8 @@ def plan_retreat(
     A canary leaves for the stable. Without one the stable leaves for the previous release, or for `to`. A
     first release that is still a canary leaves for nobody: no answer is better than a harmful one, and nobody
     has relied on it yet. One that is stable and has nothing behind it leaves for nobody only with `last`.
-    Where nobody serves, `to` is brought back; whoever names it has looked it up. Missing proof alone (`UNPROVEN`) takes out no only release.
+    Where nobody serves, `to` is brought back; whoever names it has looked it up. Missing proof alone
+    (`UNPROVEN`) takes out no only release.
     """
     leaving = newest(standing)
     if leaving is None:

@@ -415,6 +415,22 @@ def sweep() -> None:
 
 
 @app.command(rich_help_panel="Regular work")
+def notify() -> None:
+    """Send a test to everybody who is told of promotions that end, wait, or need somebody.
+
+    They are in [bold]MODELSERVE_NOTIFY[/], as URLs of Apprise separated by blanks: mailto://…, slack://…
+    Exits with 1 when one was not sent.
+    """
+    from flows.steps.telling import spoken, try_addresses
+
+    tried = try_addresses(plane())
+    for line in spoken(tried):
+        say(line)
+    if any(problem for _, problem in tried):
+        raise typer.Exit(1)
+
+
+@app.command(rich_help_panel="Regular work")
 def drift(
     models: Annotated[
         list[str] | None,

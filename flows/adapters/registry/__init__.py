@@ -52,6 +52,7 @@ from flows.domain.errors import (
     ReleaseExists,
     ReleaseUnknown,
 )
+from flows.domain.notices import Happening
 from flows.domain.promotion import Promotion, Standing, State
 from flows.domain.release import Phase, Release, release_name
 
@@ -626,6 +627,35 @@ class Registry:
         with self._transaction() as cursor:
             cursor.execute("SELECT coalesce(max(id), 0) AS last FROM events")
             return int(one(cursor)["last"])
+
+    # -- messages to people -----------------------------------------------------------------------
+
+    def told(self, address: str) -> int:
+        """The newest event that this address knows of; one that is new knows all that there are."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                "INSERT INTO told (address, event) SELECT %s, coalesce(max(id), 0) FROM events"
+                " ON CONFLICT (address) DO UPDATE SET address = excluded.address RETURNING event",
+                (address,),
+            )
+            return int(one(cursor)["event"])
+
+    def tell(self, address: str, event: int) -> None:
+        """The address has been told of everything up to this event."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                "UPDATE told SET event = greatest(event, %s), at = now() WHERE address = %s", (event, address)
+            )
+
+    def happenings(self, after: int, kinds: Collection[str]) -> list[Happening]:
+        """Events of all models of these kinds, whose id is greater than `after`; oldest first."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                "SELECT id, extract(epoch FROM at)::float8 AS at, model, version, promotion::text, kind,"
+                " detail FROM events WHERE id > %s AND kind = ANY(%s) ORDER BY id",
+                (after, list(kinds)),
+            )
+            return [Happening(**row) for row in cursor.fetchall()]
 
     # -- turns ------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""A run that nobody takes: a person who waits for it is told so, and starting it again makes no second one."""
+"""A run that nobody takes: a person who waits is told so, and starting it again makes no second one."""
 
 from __future__ import annotations
 
@@ -41,7 +41,8 @@ def server() -> Iterator[None]:
 
 
 @pytest.fixture
-def client(server: None) -> Iterator[SyncPrefectClient]:
+def client(request: pytest.FixtureRequest) -> Iterator[SyncPrefectClient]:
+    request.getfixturevalue("server")
     with get_client(sync_client=True) as client:
         with suppress(ObjectAlreadyExists):
             client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
