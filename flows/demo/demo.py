@@ -78,7 +78,7 @@ def run_demo(settings: Settings, console: Console, *, keep: bool) -> bool:
         folder = settings.state / "demo"
         outcomes = _stories(plane, folder, console)
         console.print(_table(outcomes, _statistics(folder)))
-        _farewell(console, settings, outcomes, time.monotonic() - began, keep)
+        _farewell(console, plane, outcomes, time.monotonic() - began, keep)
         return all(outcome.right for outcome in outcomes)
     finally:
         if not keep:
@@ -277,7 +277,7 @@ def _table(outcomes: list[Outcome], statistics: dict[str, dict[str, Any]]) -> Ta
 
 
 def _farewell(
-    console: Console, settings: Settings, outcomes: list[Outcome], seconds: float, keep: bool
+    console: Console, plane: ControlPlane, outcomes: list[Outcome], seconds: float, keep: bool
 ) -> None:
     wrong = sum(not outcome.right for outcome in outcomes)
     verdict = "every outcome was the right one"
@@ -285,11 +285,34 @@ def _farewell(
         verdict = f"{wrong} of {len(outcomes)} outcomes were wrong"
     console.print(f"[bold]{verdict}[/], after {seconds:.0f} s")
     if keep:
-        console.print("the stack is still up; 'modelserve down' stops it", markup=False)
-        console.print(addresses(settings))
-    console.print(
-        f"'modelserve history {MODEL}' and 'modelserve explain ID' tell the whole story", markup=False
-    )
+        console.print("the stack is still up; to look around:", markup=False)
+    else:
+        console.print(
+            f"the stack stops now, and all of this stays in {plane.settings.state}; to look at it again:",
+            markup=False,
+        )
+    for command in next_commands(plane, keep=keep):
+        console.print(f"  {command}", markup=False, soft_wrap=True)
+    if keep:
+        console.print(addresses(plane.settings))
+
+
+def next_commands(plane: ControlPlane, *, keep: bool) -> list[str]:
+    """What to type after the demonstration, word for word, in this order."""
+    verbs = ["status", f"history {MODEL}"]
+    rejected = [one.id for one in plane.registry.promotions(MODEL) if one.state is State.REJECTED]
+    if rejected:
+        verbs.append(f"explain {rejected[-1][:8]}")
+    if not keep:
+        verbs.insert(0, "up")
+    return [f"{program()} {verb}" for verb in [*verbs, "down"]]
+
+
+def program() -> str:
+    """How this person calls `modelserve`: by its name where the shell finds it, else by its path."""
+    if shutil.which("modelserve"):
+        return "modelserve"
+    return os.path.relpath(Path(sys.executable).with_name("modelserve"))
 
 
 def _python(module: list[str], problem: str, console: Console) -> None:

@@ -197,6 +197,17 @@ class Registry:
             )
             return [release_of(row) for row in reversed(cursor.fetchall())]
 
+    def move_bundles(self, old: str, new: str) -> int:
+        """Bundles below the URI `old` are below `new` now, in the same order; how many. Their content is the
+        same: a digest is checked wherever one is read."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                "UPDATE releases SET bundle = %(new)s || substr(bundle, length(%(old)s) + 1)"
+                " WHERE starts_with(bundle, %(old)s || '/')",
+                {"old": old, "new": new},
+            )
+            return int(cursor.rowcount)
+
     # -- promotions -------------------------------------------------------------------------------
 
     def begin(
