@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,11 +27,12 @@ class Address:
     def send(self, title: str, body: str, urgency: Urgency, picture: Path | None) -> str | None:
         """Send one message (Markdown); what went wrong, or None."""
         from apprise import Apprise, NotifyFormat
-        from apprise.logger import LogCapture, logging
+        from apprise.logger import LogCapture
 
         sender = Apprise()
         sender.add(self.service)
-        with LogCapture(level=logging.WARNING, fmt="%(message)s") as said:
+        capture = LogCapture(level=logging.WARNING, fmt="%(message)s")  # type: ignore[no-untyped-call]
+        with capture as said:
             sent = sender.notify(
                 body=body,
                 title=title,

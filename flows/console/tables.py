@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any
 
 from rich.markup import escape
@@ -66,13 +67,21 @@ def parts_table(parts: Sequence[PartStatus]) -> Table:
     return table
 
 
-def models_table(standings: Iterable[Standing]) -> Table:
-    """Who gets the traffic, and what is happening: one line a release in service, one a model without any."""
+def models_table(
+    standings: Iterable[Standing], unanswered: Mapping[str, int] = MappingProxyType({})
+) -> Table:
+    """Who gets the traffic, and what is happening: one line a release in service, one a model without any.
+
+    `unanswered`: by model, alerts that fire and moved nothing.
+    """
     table = Table(title="models", title_justify="left")
     for column in ("model", "release", "phase", "traffic", "now"):
         table.add_column(column, overflow="fold")
     for standing in standings:
         now = escape(happening(standing))
+        if alerts := unanswered.get(standing.model):
+            word = "alert fires and moved" if alerts == 1 else "alerts fire and moved"
+            now = f"{now}{'; ' if now else ''}[bold red]{alerts} {word} nothing[/]: somebody must look"
         serving = [release for release in standing.releases if release.in_service]
         for release in serving:
             weight = standing.route.weight(release.name)

@@ -113,7 +113,8 @@ def status() -> None:
     parts = stack.status(chosen)
     tables = [parts_table(parts)]
     if any(part.name == "postgres" and part.healthy for part in parts):
-        tables.append(models_table(plane().registry.standings()))
+        registry = plane().registry
+        tables.append(models_table(registry.standings(), registry.unanswered()))
     show(console, tables)
     down = [part.name for part in parts if not part.healthy]
     if down:

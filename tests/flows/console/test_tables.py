@@ -37,6 +37,14 @@ def test_reasons_and_events_are_not_taken_for_markup(printed: io.StringIO) -> No
     assert " ".join(printed.getvalue().split()).count(SAID) == 4  # a title is wrapped
 
 
+def test_an_alert_that_nobody_has_answered_stands_beside_its_model(printed: io.StringIO) -> None:
+    quiet, loud = (Standing(name, (), None, None, Routes(), None) for name in ("quiet", "loud"))
+    cli.console.print(models_table([quiet, loud], {"loud": 2}))
+    lines = [line for line in printed.getvalue().splitlines() if "alerts fire and moved nothing" in line]
+    assert len(lines) == 1
+    assert "loud" in lines[0]
+
+
 def test_progress_is_printed_as_it_is(printed: io.StringIO) -> None:
     cli.say(SAID)
     cli.console.print(event_line(Event(1, NOW, 2, None, "ended", {"reason": SAID})), markup=False)
