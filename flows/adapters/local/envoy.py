@@ -19,7 +19,8 @@ Entry = dict[str, Any]
 
 VERSION_HEADER = "x-model-version"
 ASIDE_SUFFIX = "@aside"
-"""Copies and outcomes go through a cluster of their own, so that they never count as a release's traffic."""
+"""Copies, outcomes and requests that name their release go through a cluster of its own, so that what counts
+as a release's traffic is what the split has sent."""
 MILLION = 1_000_000
 COOKIE_SECONDS = 30 * 24 * 3600
 """How long a visitor of an A/B test keeps the release that the split gave him first."""
@@ -81,7 +82,8 @@ def entries_of(model: str, routes: Routes, timeout_seconds: float) -> list[Entry
     entries = [_feedback(model, routes, timeout_seconds)]
     for release in routes.weights:
         version = str(parse_release_name(release)[1])
-        entries.append(entry(f"version/{version}", [_exactly(VERSION_HEADER, version)], {"cluster": release}))
+        pinned = [_exactly(VERSION_HEADER, version)]
+        entries.append(entry(f"version/{version}", pinned, {"cluster": release + ASIDE_SUFFIX}))
     entries.append(_no_such_version(model))
     for number, match in enumerate(routes.matches, start=1):
         entries.append(entry(f"match/{number}", [_condition(match)], {"cluster": match.release}))

@@ -90,7 +90,8 @@ def entries_of(
         version = str(parse_release_name(release)[1])
         exact = {"headers": {VERSION_HEADER: {"exact": version}}}
         entries.append(
-            entry(f"{VERSION}{version}", exact, [release]) | {"route": [hosts.destination(release, 100)]}
+            entry(f"{VERSION}{version}", exact, [release])
+            | {"route": [hosts.destination(release, 100, aside=True)]}
         )
     entries.append(_no_such_version(model, entry(NO_SUCH_VERSION, {"headers": _ANY_VERSION}, [])))
     for number, match in enumerate(routes.matches, start=1):
