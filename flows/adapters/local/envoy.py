@@ -13,14 +13,14 @@ from typing import Any
 
 from flows.domain.errors import RouteConflict
 from flows.domain.release import parse_release_name
-from flows.domain.routes import Match, Mirror, Routes
+from flows.domain.routes import PREDICTIONS, Match, Mirror, Routes
 
 Entry = dict[str, Any]
 
 VERSION_HEADER = "x-model-version"
 ASIDE_SUFFIX = "@aside"
-"""Copies, outcomes and requests that name their release go through a cluster of its own, so that what counts
-as a release's traffic is what the split has sent."""
+"""Copies, outcomes, requests that name their release and all that is no prediction go through a cluster of
+its own, so that what counts as a release's traffic are the predictions that the split has sent to it."""
 MILLION = 1_000_000
 COOKIE_SECONDS = 30 * 24 * 3600
 """How long a visitor of an A/B test keeps the release that the split gave him first."""
@@ -62,7 +62,8 @@ def cluster_port(entry: Mapping[str, Any]) -> int:
 
 
 def entries_of(model: str, routes: Routes, timeout_seconds: float) -> list[Entry]:
-    """The model's route entries, first match first: version header, A/B matches, then the split."""
+    """The model's route entries, first match first: outcomes, version header, A/B matches, the split of
+    predictions, and that of everything else."""
     if not routes.weights:
         return [_nobody(model)]
 
@@ -101,8 +102,16 @@ def entries_of(model: str, routes: Routes, timeout_seconds: float) -> list[Entry
                 "runtime_fraction": {"default_value": share},
             }
         ]
-    entries.append(entry("split", [], action))
-    return entries
+    split = entry("split", [], action)
+    split["match"] = {"safe_regex": {"regex": f"/models/{model}/{PREDICTIONS}"}}
+    del split["route"]["prefix_rewrite"]
+    rewrite = {"pattern": {"regex": f"^/models/{model}/"}, "substitution": "/"}
+    split["route"]["regex_rewrite"] = rewrite
+    asides = [
+        {"name": release + ASIDE_SUFFIX, "weight": weight} for release, weight in routes.weights.items()
+    ]
+    elsewhere = entry("elsewhere", [], {"weighted_clusters": {"clusters": asides}})
+    return [*entries, split, elsewhere]
 
 
 def routes_in(model: str, entries: Iterable[Mapping[str, Any]]) -> Routes:
