@@ -25,7 +25,7 @@ LARGE = 8 << 20
 TENSORS = {
     "inputs": [
         {"name": "age", "shape": [1], "datatype": "INT64", "data": [30]},
-        {"name": "height", "shape": [1], "datatype": "FP32", "data": [1.7]},
+        {"name": "height", "shape": [1], "datatype": "FP64", "data": [1.7]},
         {"name": "name", "shape": [1], "datatype": "BYTES", "data": ["Ada"]},
         {"name": "member", "shape": [1], "datatype": "BOOL", "data": [True]},
     ]
