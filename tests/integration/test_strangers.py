@@ -206,23 +206,27 @@ def counts(window: Window) -> tuple[Counts, Counts]:
 
 
 @pytest.mark.parametrize("version", ["1", "2"], ids=["stable", "canary"])
-@pytest.mark.parametrize("name", ATTACKS)
-def test_who_chooses_the_release_moves_no_count_of_it(world: World, name: str, version: str) -> None:
+def test_who_chooses_the_release_moves_no_count_of_it(world: World, version: str) -> None:
     world.split(CANARY)
     before = world.snapshot(CANARY)
-    for _ in range(TRIES):
-        ATTACKS[name](world, {"x-model-version": version})
+    for means in ATTACKS.values():
+        for _ in range(TRIES):
+            means(world, {"x-model-version": version})
     window = difference(before, world.snapshot(CANARY, before), CANARY, STABLE, WEIGHT)
     for arm in counts(window):
         assert (arm.requests, arm.errors, arm.timed, arm.refused, arm.sent) == (0, 0, 0, 0, 0)
         assert (arm.invalid, sum(arm.outputs.values())) == (0, 0)
 
 
-def test_twenty_attacks_move_neither_verdict(world: World) -> None:
-    """Every means at once, on both releases and through the split, beside a few users: twenty windows."""
+@pytest.mark.parametrize(
+    "pin", [{"x-model-version": "2"}, {"x-model-version": "1"}, {}], ids=["canary", "stable", "split"]
+)
+def test_twenty_attacks_move_no_verdict(world: World, pin: dict[str, str]) -> None:
+    """Every means in turn, twenty times, beside one user: at the canary, the stable, or whoever it meets."""
     world.split(CANARY)
     ended = threading.Event()
     troubles: list[str] = []
+    rounds = 0
 
     def use() -> None:
         number = 0
@@ -233,23 +237,23 @@ def test_twenty_attacks_move_neither_verdict(world: World) -> None:
                 if answer.status_code != 200:
                     troubles.append(f"a user got {answer.status_code}: {answer.text}")
 
-    def strike(pin: dict[str, str]) -> None:
+    def strike() -> None:
+        nonlocal rounds
         while not ended.is_set():
             for name, means in ATTACKS.items():
                 try:
                     means(world, pin)
                 except Exception as error:
-                    troubles.append(f"{name} {pin}: {error!r}")
-                time.sleep(0.05)
+                    troubles.append(f"{name}: {error!r}")
+            rounds += 1
 
-    pins: list[dict[str, str]] = [{}, {"x-model-version": "1"}, {"x-model-version": "2"}]
-    threads = [threading.Thread(target=use)] + [threading.Thread(target=strike, args=(pin,)) for pin in pins]
+    threads = [threading.Thread(target=use), threading.Thread(target=strike)]
     before = world.snapshot(CANARY)
     for thread in threads:
         thread.start()
     windows: list[Window] = []
     try:
-        for _ in range(TRIES):
+        while rounds < TRIES or len(windows) < 5:
             after = world.snapshot(CANARY, before)
             windows.append(difference(before, after, CANARY, STABLE, WEIGHT))
             before = after
@@ -260,10 +264,9 @@ def test_twenty_attacks_move_neither_verdict(world: World) -> None:
         for thread in threads:
             thread.join()
     assert not troubles, troubles[:3]
-    for arm in [arm for window in windows for arm in counts(window)]:
-        assert arm.errors == 0
-    asked = sum(arm.requests for window in windows for arm in counts(window))
-    assert asked > 20 * TRIES
+    arms = [arm for window in windows for arm in counts(window)]
+    assert sum(arm.errors for arm in arms) == 0
+    assert min(sum(arm.requests for arm in arms[side::2]) for side in (0, 1)) > TRIES
 
 
 def test_a_canary_that_hangs_is_found_by_clients_who_leave(world: World) -> None:

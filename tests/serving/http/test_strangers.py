@@ -53,9 +53,14 @@ def busy(server: ThreadedServer, seconds: float) -> Iterator[None]:
 
     asking = threading.Thread(target=ask)
     asking.start()
-    time.sleep(0.2)
+    end = time.monotonic() + 10
+    while not server.server.service.busy():
+        assert time.monotonic() < end, "the model was not asked"
+        time.sleep(0.005)
     yield
     asking.join()
+    while server.server.service.busy():
+        time.sleep(0.005)
 
 
 @pytest.mark.parametrize("route", ROUTES)
