@@ -192,6 +192,37 @@ def test_a_server_is_not_stopped_under_those_who_name_it(
     assert answers == [{"2": 1}]
 
 
+@pytest.mark.parametrize(
+    ("path", "is_counted"),
+    [
+        ("predict", True),
+        ("predict?x=1", True),
+        ("v2/models/flights/infer", True),
+        ("v2/models/flights/versions/1/infer", True),
+        ("v2/models/flights", False),
+        ("batch-predict", False),
+        ("healthz", False),
+        ("nowhere/predict", False),
+        ("predict/", False),
+    ],
+)
+def test_only_predictions_are_counted(
+    local: LocalPlatform,
+    local_settings: Settings,
+    client: httpx.Client,
+    start: START,
+    path: str,
+    is_counted: bool,
+) -> None:
+    """Anybody may ask for a job that no database keeps, and be answered 503."""
+    start("flights", 1)
+    local.route("flights", Routes({"flights-v1": 100}))
+    before = counted(local_settings, "flights-v1")
+    answer = client.post(f"/models/flights/{path}", json={})
+    assert (answer.headers["x-model-version"], answer.json()["path"]) == ("1", f"/{path}")
+    assert counted(local_settings, "flights-v1").total() - before.total() == is_counted
+
+
 def test_header_and_cookie_matches_win_over_the_weights(
     local: LocalPlatform, client: httpx.Client, start: START
 ) -> None:
@@ -336,13 +367,13 @@ def test_the_access_log_names_the_release(
 ) -> None:
     start("flights", 1)
     local.route("flights", Routes({"flights-v1": 100}))
-    client.get("/models/flights/docs", headers={"x-request-id": "logged-request"})
+    client.post("/models/flights/predict", json={}, headers={"x-request-id": "logged-request"})
     log = local_settings.logs / "gateway-access.log"
     deadline = time.monotonic() + 15  # Envoy writes its log in batches, every ten seconds at the latest
     while "logged-request" not in log.read_text() and time.monotonic() < deadline:
         time.sleep(0.1)
     [line] = [json.loads(line) for line in log.read_text().splitlines() if "logged-request" in line]
-    assert (line["release"], line["status"], line["path"]) == ("flights-v1", 200, "/models/flights/docs")
+    assert (line["release"], line["status"], line["path"]) == ("flights-v1", 200, "/models/flights/predict")
 
 
 # -- servers ----------------------------------------------------------------------------------------------
