@@ -35,7 +35,7 @@ _JOIN_BYTES = 65536
 """Larger bodies are not worth the copy."""
 _LINGER_SECONDS = 2.0
 """How long a client that was refused before it has sent all has for reading that."""
-_LINGER_BYTES = 1 << 20
+_LINGER_BYTES = 1 << 18
 
 
 class JoiningTransport:

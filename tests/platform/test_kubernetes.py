@@ -505,7 +505,7 @@ def test_a_mangled_route_is_an_error_to_read_and_can_be_overwritten(
     platform.route("flights", Routes({"flights-v1": 100}))
 
     def edit(thing: Thing) -> None:
-        thing["spec"]["http"][-1]["route"][0]["destination"]["host"] = "somewhere.else"
+        split_in(thing)["route"][0]["destination"]["host"] = "somewhere.else"
 
     fake.edit("virtualservices", "flights", edit)
     with pytest.raises(RouteConflict, match="edited into something else"):
