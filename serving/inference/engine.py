@@ -60,8 +60,8 @@ class TensorEngine:
                 for array, axis in zip(arrays, self._axes, strict=True)
             ]
         outputs = self._checked(self._run(arrays), total)
-        if self.observed is not None and (rows := noted(payloads)):
-            self.observed(outputs if len(rows) == total else [output[rows] for output in outputs])
+        if self.observed is not None and (places := noted(payloads)):
+            self.observed(outputs if len(places) == total else [output[places] for output in outputs])
         if len(payloads) == 1:
             return [TensorResult(total, outputs)]
         results: list[Result] = []
@@ -89,8 +89,8 @@ class RecordEngine:
         records = [payload for payload in payloads if isinstance(payload, RecordPayload)]
         rows = self._inputs.copied(records)
         outputs = self._outputs.checked(self._predict(rows), sum(record.count for record in records))
-        if self.observed is not None and (rows := noted(payloads)):
-            self.observed([outputs[row] for row in rows])
+        if self.observed is not None and (places := noted(payloads)):
+            self.observed([outputs[place] for place in places])
         results: list[Result] = []
         start = 0
         for record in records:
