@@ -86,7 +86,7 @@ class CategoryBins:
         return FIRST_CATEGORY + len(self.categories)
 
     def code(self, column: pd.Series[Any]) -> Coded:
-        positions, uniques = _distinct(column)
+        positions, uniques = distinct(column)
         known = {text: FIRST_CATEGORY + place for place, text in enumerate(self.categories)}
         known.update(dict.fromkeys(self.rare, RARE))
         other = UNSEEN if self.complete else RARE
@@ -118,19 +118,6 @@ def numeric_bins(column: pd.Series[Any]) -> NumericBins:
     return NumericBins((float(values[0]), *map(float, inner), float(values[-1])))
 
 
-def category_bins(column: pd.Series[Any]) -> CategoryBins:
-    """The most frequent values by name, the rest as `rare`."""
-    positions, uniques = _distinct(column)
-    sizes = np.bincount(positions[positions >= 0], minlength=len(uniques))
-    counts: dict[str, int] = {}
-    for text, size in zip(uniques, sizes, strict=True):
-        counts[text] = counts.get(text, 0) + int(size)
-    ordered = sorted(counts, key=lambda text: (-counts[text], text))
-    frequent, rare = tuple(ordered[:MOST_CATEGORIES]), tuple(ordered[MOST_CATEGORIES:])
-    complete = len(counts) <= MOST_KNOWN
-    return CategoryBins(frequent, rare if complete else (), complete)
-
-
 def numbers(column: pd.Series[Any]) -> tuple[Floats, int]:
     """The column as floats with NaN for null, and how many values were present but no numbers."""
     if column.dtype.kind in "fiu":
@@ -143,16 +130,16 @@ def numbers(column: pd.Series[Any]) -> tuple[Floats, int]:
     return read, int((np.isnan(read) & column.notna().to_numpy()).sum())
 
 
-def _distinct(column: pd.Series[Any]) -> tuple[Ints, list[str]]:
+def distinct(column: pd.Series[Any]) -> tuple[Ints, list[str]]:
     """Position of each value among the distinct ones (-1 for null), and those as text."""
     try:
         positions, uniques = pd.factorize(column, use_na_sentinel=True)
     except TypeError:  # lists and objects cannot be hashed
         positions, uniques = pd.factorize(column.map(str, na_action="ignore"), use_na_sentinel=True)
-    return positions.astype(np.int64), [_text(value) for value in uniques]
+    return positions.astype(np.int64), [spelling(value) for value in uniques]
 
 
-def _text(value: Hashable) -> str:
+def spelling(value: Hashable) -> str:
     """One spelling a value: 1 and 1.0 are the same category, as JSON and Parquet may return either."""
     if isinstance(value, bool | np.bool_):
         return str(bool(value))

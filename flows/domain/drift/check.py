@@ -108,8 +108,7 @@ def conclude(
         )
         return replace(base, outcome=Outcome.CANNOT_TELL, sentence=few, findings=tuple(said))
     columns, mute = _columns(profile, windows, policy)
-    if mute:
-        said.append(_mute_finding(mute, profile))
+    said += _mute_findings(mute)
     multivariate = _multivariate(profile, windows, policy)
     judged = windows[-max(policy.persistence, min(policy.memory, len(windows))) :]
     level = policy.false_alarms * PERFORMANCE_PART
@@ -129,7 +128,7 @@ def conclude(
         error_changes=changes,
         findings=tuple(said),
     )
-    return _verdict(result, breach, len(mute) == len(profile.columns), policy)
+    return _verdict(result, breach, all(c.detectable is None for c in columns), policy)
 
 
 def _verdict(result: DriftResult, breach: Finding | None, all_mute: bool, policy: DriftPolicy) -> DriftResult:
@@ -185,13 +184,16 @@ def _matters(result: DriftResult, policy: DriftPolicy) -> str | None:
 
 def _columns(
     profile: Profile, windows: list[WindowTally], policy: DriftPolicy
-) -> tuple[tuple[ColumnDrift, ...], list[str]]:
-    """Every column's verdict, worst first, and the names of those that cannot alert."""
+) -> tuple[tuple[ColumnDrift, ...], dict[str, str]]:
+    """Every column's verdict, worst first, and of those that cannot alert the names and why."""
     present = [
         column for column in profile.columns if all(column.name in window.counts for window in windows)
     ]
+    lacking = [column.name for column in profile.columns if column not in present]
+    mute = dict.fromkeys(lacking, "some of the windows that are judged lack the column")
+    mute |= dict.fromkeys(profile.missing, "the training rows lacked the column")
     if not present:
-        return (), [column.name for column in profile.columns]
+        return (), mute
     looks = sorted({policy.persistence, max(policy.persistence, min(policy.memory, len(windows)))})
     level = policy.false_alarms * COLUMNS_PART / len(looks)
     examined = [examine(profile, column, windows, looks, level / len(present)) for column in present]
@@ -205,7 +207,8 @@ def _columns(
     by_effect = sorted(
         found, key=lambda c: (not c.drifted, -abs(c.effect or 0.0) if c.drifted else -c.score, -c.score)
     )
-    return tuple(by_effect), [one.column.name for one in examined if not one.can_alert]
+    mute |= {one.column.name: _why_mute(one.column, profile) for one in examined if not one.can_alert}
+    return tuple(by_effect), mute
 
 
 def _multivariate(profile: Profile, windows: list[WindowTally], policy: DriftPolicy) -> DomainCheck | None:
@@ -260,22 +263,22 @@ def _input_findings(
     newest = windows[-1] if windows else (partial[-1] if partial else None)
     for column in tally.profile.columns:
         found += _column_findings(column, newest, column.name in tally.missing)
-    return found
+    return list(dict.fromkeys(found))
 
 
 def _column_findings(column: ColumnProfile, newest: WindowTally | None, missing: bool) -> list[Finding]:
-    kinds, name = FindingKind, column.name
+    kinds, name = FindingKind, column.name if column.part in ("", "mean", "sd") else column.source
     if newest is None:
         return []
-    if missing and name not in newest.counts:
+    if missing and column.name not in newest.counts:
         text = f"column {name!r} of the reference is missing"
         return [Finding(kinds.MISSING_COLUMN, text, name, newest.rows, breach=column.role == "input")]
     found: list[Finding] = []
-    counts = newest.counts[name]
+    counts = newest.counts[column.name]
     rows = max(int(counts.sum()), 1)
     if missing:
         found.append(Finding(kinds.MISSING_COLUMN, f"column {name!r} is missing in a part of the rows", name))
-    mistyped = newest.mistyped.get(name, 0)
+    mistyped = newest.mistyped.get(column.name, 0)
     if mistyped:
         text = f"column {name!r}: {mistyped} values of the newest rows are no numbers"
         found.append(
@@ -285,26 +288,37 @@ def _column_findings(column: ColumnProfile, newest: WindowTally | None, missing:
         found.append(
             Finding(kinds.ALL_NULL, f"column {name!r} is null in every row", name, rows, breach=True)
         )
-    if newest.infinite.get(name):
-        text = f"column {name!r}: {newest.infinite[name]} infinite values"
-        found.append(Finding(kinds.INFINITE, text, name, newest.infinite[name]))
+    if newest.infinite.get(column.name):
+        text = f"column {name!r}: {newest.infinite[column.name]} infinite values"
+        found.append(Finding(kinds.INFINITE, text, name, newest.infinite[column.name]))
     outside = int(counts[UNSEEN])
     if column.kind == "numeric":
         outside += int(counts[-1])
-        if outside:
-            text = f"column {name!r}: {outside} of {rows} values outside of the reference's range"
-            found.append(Finding(kinds.OUT_OF_RANGE, text, name, outside))
+        if outside and not column.mute:
+            text = f"column {column.name!r}: {outside} of {rows} values outside of the reference's range"
+            found.append(Finding(kinds.OUT_OF_RANGE, text, column.name, outside))
     elif outside:
+        usual = round(float(column.total[UNSEEN] / max(column.total.sum(), 1)) * rows)
         text = f"column {name!r}: {outside} of {rows} values never seen in the reference"
+        text += f"; about {usual} are usual" if usual else ""
         found.append(Finding(kinds.UNSEEN_CATEGORY, text, name, outside))
     return found
 
 
-def _mute_finding(mute: list[str], profile: Profile) -> Finding:
-    windows = len(profile.sizes)
-    names = ", ".join(mute[:5]) + (", …" if len(mute) > 5 else "")
-    if profile.in_time and windows < LEAST_WINDOWS:
-        reason = f"the reference has {windows} whole windows, {LEAST_WINDOWS} are needed"
-    else:
-        reason = "the reference's own windows differ too much, or are too few, for any value to stand out"
-    return Finding(FindingKind.CANNOT_ALERT, f"cannot alert: {names}: {reason}", count=len(mute))
+def _why_mute(column: ColumnProfile, profile: Profile) -> str:
+    windows = len(column.counts) if profile.in_time else LEAST_WINDOWS
+    if windows < LEAST_WINDOWS:
+        return f"the reference has {windows} whole windows, {LEAST_WINDOWS} are needed"
+    return column.mute or (
+        "the reference's own windows differ too much, or are too few, for any value to stand out"
+    )
+
+
+def _mute_findings(mute: dict[str, str]) -> list[Finding]:
+    """One for each reason, with every column that it holds for: what is not judged is never left unsaid."""
+    found = []
+    for reason in dict.fromkeys(mute.values()):
+        names = [name for name in mute if mute[name] == reason]
+        text = f"cannot alert: {', '.join(names)}: {reason}"
+        found.append(Finding(FindingKind.CANNOT_ALERT, text, count=len(names)))
+    return found

@@ -62,6 +62,7 @@ def examine(
         limit = thresholds(asked, answers, level)
         expected, _ = asked.means(expected_counts(column, cells))
         room = reachable(asked, expected, answers, limit) & (learned.windows >= LEAST_WINDOWS)
+        room &= not column.mute
         weighted = np.minimum(answers.p / asked.weights, 1)
         place = int(np.lexsort((-np.abs(answers.ratio) / limit, weighted, ~room))[0])
         can_alert = bool(room.any())
@@ -118,7 +119,7 @@ def describe(
         persistent=persistent,
         effect=effect,
         influence=influence,
-        unknown=float(shares[column.total == 0].sum()),
+        unknown=float(np.maximum((shares - expected)[column.new], 0).sum()),
         nulls=float(shares[NULL]),
         mean=float(total / known) if numeric and known else None,
         reference_mean=column.mean if numeric else None,

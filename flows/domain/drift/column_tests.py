@@ -2,7 +2,8 @@
 
 A numeric column: location (normal scores), spread, skew and tails (Legendre polynomials of the rank), and the
 shares of null, below and above the reference. A categorical column: the share of each category, of rare
-and never seen values, of null. The weights divide the column's part of the accepted false alarms.
+and never seen values together, of never seen ones, of null. The weights divide the column's part of the accepted
+false alarms. Fewer new values than usual are no drift: in the reference, more is left out than for a live row.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from flows.domain.drift.binning import BELOW, NULL, Flags, Floats
+from flows.domain.drift.binning import BELOW, NULL, RARE, UNSEEN, Flags, Floats
 from flows.domain.drift.calibration import (
     LEAST_WINDOWS,
     MOST_FREEDOM,
@@ -28,6 +29,7 @@ from flows.domain.drift.profile import ColumnProfile, Profile
 NUMERIC = {"location": 0.60, "spread": 0.18, "skew": 0.06, "tails": 0.06}
 NUMERIC_SHARES = {"null": 0.06, "below the reference": 0.02, "above the reference": 0.02}
 CATEGORY_SHARES = {"null": 0.06, "never seen": 0.06, "rare values": 0.04}
+ONLY_MORE = ("never seen", "below the reference", "above the reference")
 SUSPICIOUS = 0.05
 """Exact tails are computed only for shares that Student's t finds remarkable."""
 EXTREME = 0.5
@@ -88,10 +90,12 @@ def questions(column: ColumnProfile) -> Questions:
         return Questions(names, scores, weights, ~np.isin(np.arange(7), [4]), is_share)
     categories = max(len(column.categories), 1)
     rest = 1 - sum(CATEGORY_SHARES.values())
+    scores = unit.copy()
+    scores[UNSEEN, RARE] = 1  # what is new today is rare tomorrow
     names = (*CATEGORY_SHARES, *(f"share of {name!r}" for name in column.categories))
     weights = np.array([*CATEGORY_SHARES.values(), *[rest / categories] * len(column.categories)])
     always = np.ones(size, dtype=bool)
-    return Questions(names, unit, weights, ~always, always)
+    return Questions(names, scores, weights, ~always, always)
 
 
 def expected_counts(column: ColumnProfile, cells: Floats | None) -> Floats:
@@ -115,7 +119,7 @@ def spread(profile: Profile, column: ColumnProfile, asked: Questions, rows: floa
     means, sizes = asked.means(counts)
     if profile.in_time:
         used = counts.sum(axis=1) > 0
-        if column.cells:
+        if column.cells and len(counts):
             cells = np.asarray(column.window_cells or profile.window_cells, dtype=np.float64)
             expected = np.stack([asked.means(expected_counts(column, own))[0] for own in cells])
             share = sizes / np.maximum(over, 1)
@@ -140,6 +144,7 @@ def answer(
     expected, _ = asked.means(expected_counts(column, cells))
     means, rows = asked.means(counts)
     change = np.where(rows > 0, means - expected, 0.0)
+    change = np.where(np.isin(asked.names, ONLY_MORE), np.maximum(change, 0), change)
     variance, freedom = learned.variance(rows, windows)
     deviation = np.sqrt(np.maximum(variance, 1e-300))
     ratio = change / deviation
@@ -159,7 +164,7 @@ def answer(
         # What the reference never had has no spread to divide by: the exact tail says how far out it is.
         ratio[shares] = np.sign(change[shares]) * -special.ndtri(np.maximum(p[shares], 1e-300) / 2)
         freedom[shares] = MOST_FREEDOM
-    if learned.windows < LEAST_WINDOWS:
+    if learned.windows < LEAST_WINDOWS or column.mute:
         p = np.ones_like(p)
     return Answers(change, ratio, np.where(rows > 0, p, 1.0), freedom, deviation)
 

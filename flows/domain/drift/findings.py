@@ -103,7 +103,8 @@ class ColumnDrift:
     influence: float | None
     """`effect` in standard deviations of the prediction; of the prediction itself: how far its mean moved."""
     unknown: float
-    """Share of the rows with values that the reference never had: nobody knows what they do."""
+    """Share of the rows with values that the reference never had, beyond those that are usual in its own windows:
+    nobody knows what they do."""
     nulls: float
     mean: float | None
     reference_mean: float | None

@@ -2,13 +2,14 @@
 
 One row a prediction. Inputs stand under their own names, outputs under `prediction.<name>`, and what the
 system adds under names with an `@`, which no signature can hold. An input that is a tensor becomes two
-columns, `<name>.mean` and `<name>.sd`: drift of pixels is looked for in brightness and contrast.
+columns, `<name>.mean` and `<name>.sd`: drift of pixels is looked for in brightness and contrast. Text of which
+hardly a value comes twice becomes its length, alphabet and words (`<name>.length`, …; see `text`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ import pandas as pd
 
 from flows.domain.drift.binning import Floats
 from flows.domain.drift.policy import DriftPolicy
+from flows.domain.drift.text import PARTS, TextPart, read_text
 from flows.domain.signature import Column, Signature
 
 PREDICTION = "prediction."
@@ -30,6 +32,7 @@ EARLIEST, LATEST = -2_208_988_800.0, 7_258_118_400.0
 
 Role = Literal["input", "output"]
 Kind = Literal["numeric", "categorical"]
+Part = Literal["", "mean", "sd"] | TextPart
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,13 @@ class Compared:
     source: str
     role: Role
     kind: Kind
-    part: Literal["", "mean", "sd"] = ""
+    part: Part = ""
+
+    def texts(self) -> tuple[Compared, ...]:
+        """The numbers that this column is read as when it is text."""
+        return tuple(
+            Compared(f"{self.name}.{part}", self.source, self.role, "numeric", part) for part in PARTS
+        )
 
 
 def compared_columns(signature: Signature, policy: DriftPolicy) -> tuple[Compared, ...]:
@@ -57,26 +66,37 @@ def compared_columns(signature: Signature, policy: DriftPolicy) -> tuple[Compare
 
 
 def _parts(column: Column, name: str, role: Role, policy: DriftPolicy) -> list[Compared]:
+    whole = Compared(name, name, role, "categorical")
+    if column.shape and column.type == "string":
+        return list(whole.texts())
     if column.shape:
         return [
             Compared(f"{name}.mean", name, role, "numeric", "mean"),
             Compared(f"{name}.sd", name, role, "numeric", "sd"),
         ]
     numeric = column.type in ("number", "integer") and column.name not in policy.categorical
-    return [Compared(name, name, role, "numeric" if numeric else "categorical")]
+    return [replace(whole, kind="numeric") if numeric else whole]
 
 
 def expand(frame: pd.DataFrame, columns: Sequence[Compared]) -> pd.DataFrame:
-    """Add the mean and sd columns of tensors; the frame itself when there are none."""
-    tensors = {column.source for column in columns if column.part and column.source in frame}
-    if not tensors:
+    """Add the columns of tensors' and texts' parts; the frame itself when there are none.
+
+    A tensor is dropped then; a text stays, since it may be compared or judged as a whole, too.
+    """
+    parts = {column.source: column.part for column in columns if column.part and column.source in frame}
+    if not parts:
         return frame
     added: dict[str, Floats] = {}
-    for source in sorted(tensors):
+    tensors = []
+    for source, part in parts.items():
+        if part in PARTS:
+            added |= {f"{source}.{name}": values for name, values in read_text(frame[source]).items()}
+            continue
+        tensors.append(source)
         cells = [_tensor(cell) for cell in frame[source]]
         added[f"{source}.mean"] = np.array([cell.mean() if cell.size else np.nan for cell in cells])
         added[f"{source}.sd"] = np.array([cell.std() if cell.size else np.nan for cell in cells])
-    return frame.drop(columns=sorted(tensors)).assign(**added)
+    return frame.drop(columns=tensors).assign(**added)
 
 
 def _tensor(cell: object) -> Floats:

@@ -216,6 +216,8 @@ def performance_profile(
         tally = PerformanceTally(task)
         errors.append(tally.add(part[score], part[OUTCOME]))
         tallies.append(tally)
+    if not tallies:  # none of these rows has a time
+        return None
     whole = tallies[0]
     for tally in tallies[1:]:
         whole = whole.join(tally)

@@ -17,26 +17,33 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flows.domain.drift.binning import (
+    BELOW,
+    FIRST_CATEGORY,
+    MOST_CATEGORIES,
+    NULL,
+    UNSEEN,
     Bins,
     CategoryBins,
     Codes,
+    Flags,
     Floats,
     Ints,
     NumericBins,
-    category_bins,
-    numeric_bins,
+    distinct,
 )
 from flows.domain.drift.frames import (
     OUTCOME,
     TIME,
     Compared,
     Kind,
+    Part,
     Role,
     compared_columns,
     expand,
     prediction_column,
     training_frame,
 )
+from flows.domain.drift.learning import LEAST_NAMED, learn_categories, learn_numbers, rises
 from flows.domain.drift.multivariate import ReferenceRows, reference_rows
 from flows.domain.drift.performance import PerformanceProfile, performance_profile
 from flows.domain.drift.policy import DriftPolicy
@@ -46,6 +53,13 @@ from flows.domain.signature import Signature
 FORMAT = 1
 FINEST_BLOCKS = 256
 LEAST_BLOCK_ROWS = 20
+LEFT_OUT_BLOCKS = 64
+"""In row order so many consecutive parts are left out in turn: values that come in a row leave together."""
+LEAST_TEXTS = 100
+MOSTLY = 0.5
+"""A category of which so many rows hold a value that comes once is text, and is read as such; one of which not
+as many hold a value that is frequent enough for a name is read as text, too."""
+HARDLY = 0.05
 WHOLE_WINDOW = 0.8
 """A reference window counts as whole when the data covers this share of it."""
 CELLS = {"none": 1, "hour": 24, "weekday": 7, "hour_of_week": 168}
@@ -60,13 +74,17 @@ class ColumnProfile(Stored):
     source: str
     role: Role
     kind: Kind
-    part: Literal["", "mean", "sd"] = ""
+    part: Part = ""
     bounds: tuple[float, ...] = ()
     categories: tuple[str, ...] = ()
     rare: tuple[str, ...] = ()
     complete: bool = True
     counts: list[list[int]]
-    """Rows by reference window and bin."""
+    """Rows by reference window and bin, each coded as if its own window had not been there (`left_out`)."""
+    left_out: bool = False
+    """False in references of before: there, no row of the reference itself is ever new to it."""
+    rising: bool = False
+    """Numbers that rise or fall with time and never come back, such as a clock's or a counter's."""
     cells: list[list[int]] = Field(default_factory=list)
     """Rows by season cell and bin; empty without a season."""
     mean: float = 0.0
@@ -94,7 +112,31 @@ class ColumnProfile(Stored):
     def bins(self) -> Bins:
         if self.kind == "numeric":
             return NumericBins(self.bounds)
-        return CategoryBins(self.categories, self.rare, self.complete)
+        # An old reference does not know how many values of a tail are new every day: none counts as new.
+        return CategoryBins(self.categories, self.rare, self.complete and (self.left_out or not self.rare))
+
+    @cached_property
+    def new(self) -> Flags:
+        """Which bins hold what the reference never had, shape (bins,)."""
+        places = np.arange(self.bins.size)
+        ends = [BELOW, self.bins.size - 1] if self.kind == "numeric" else [UNSEEN]
+        return np.asarray(np.isin(places, ends) | (self.total == 0))
+
+    @cached_property
+    def mute(self) -> str:
+        """Why no value of this column could ever stand out; empty when one could."""
+        known = self.total.sum() - self.total[NULL]
+        if known == 0:
+            return "the reference holds no value that can be read" if self.total.sum() else ""
+        if self.rising:
+            return "it rises or falls with time, as a clock or a counter does, so each window differs from all others"
+        if (
+            self.kind == "categorical"
+            and not self.complete
+            and self.total[FIRST_CATEGORY:].sum() < HARDLY * known
+        ):
+            return "nearly every value is new, and it is not read as text (register the model again, or ignore it)"
+        return ""
 
 
 class Profile(Stored):
@@ -188,6 +230,8 @@ def make_profile(
     kept = window_of >= 0
     windows = int(window_of.max()) + 1 if kept.any() else 0
     held_out = ready if holdout is None else _held_out(holdout, wanted, signature, policy, outcome)
+    wanted = _with_texts(wanted, ready, held_out, policy)
+    ready, held_out = expand(ready, wanted), expand(held_out, wanted)
     columns, coded = [], {}
     for column in wanted:
         if column.role == "output" and holdout is not None:
@@ -210,7 +254,7 @@ def make_profile(
     performance = None
     if score is not None and score in held_out and OUTCOME in held_out:
         performance = performance_profile(held_out, score, anchor, policy, held_out=holdout is not None)
-    inputs = [column for column in columns if column.role == "input"]
+    inputs = [column for column in columns if column.role == "input" and not column.mute]
     sample = reference_rows(
         {column.name: coded[column.name] for column in inputs},
         {column.name: column.bins for column in inputs},
@@ -234,6 +278,27 @@ def make_profile(
         sample=sample,
         performance=performance,
     )
+
+
+def _with_texts(
+    wanted: tuple[Compared, ...], inputs: pd.DataFrame, outputs: pd.DataFrame, policy: DriftPolicy
+) -> tuple[Compared, ...]:
+    """The same columns, those with values that hardly come twice read as text, too, or instead."""
+    found: list[Compared] = []
+    for column in wanted:
+        frame = inputs if column.role == "input" else outputs
+        if column.kind == "numeric" or column.name not in frame:
+            found.append(column)
+            continue
+        positions, _ = distinct(frame[column.name])
+        sizes = np.bincount(positions[positions >= 0])
+        rows = max(int(sizes.sum()), LEAST_TEXTS)
+        once = (sizes == 1).sum() >= MOSTLY * rows and column.source not in policy.categorical
+        frequent = np.sort(sizes[sizes >= LEAST_NAMED])[::-1][:MOST_CATEGORIES].sum()
+        tail = rows == sizes.sum() and frequent < MOSTLY * rows and column.source not in policy.categorical
+        found += [] if once else [column]
+        found += column.texts() if tail else []
+    return tuple(found)
 
 
 def _held_out(
@@ -310,8 +375,9 @@ def _column(
     policy: DriftPolicy,
 ) -> tuple[ColumnProfile, Codes]:
     values = frame[column.name]
-    bins: Bins = numeric_bins(values) if column.kind == "numeric" else category_bins(values)
-    coded = bins.code(values)
+    # Rows of partial windows are known to the bins, too: together they are one more group.
+    group = window_of + 1 if TIME in frame else window_of * LEFT_OUT_BLOCKS // max(windows, LEFT_OUT_BLOCKS)
+    bins, coded = (learn_numbers if column.kind == "numeric" else learn_categories)(values, group)
     kept = window_of >= 0
     flat = np.bincount(window_of[kept] * bins.size + coded.codes[kept], minlength=windows * bins.size)
     cells: list[list[int]] = []
@@ -332,6 +398,8 @@ def _column(
             rare=bins.rare if isinstance(bins, CategoryBins) else (),
             complete=bins.complete if isinstance(bins, CategoryBins) else True,
             counts=flat.reshape(windows, bins.size).tolist(),
+            left_out=True,
+            rising=rises(coded.values[kept] if coded.values is not None else None, group[kept]),
             cells=cells,
             mean=float(finite.mean()) if len(finite) else 0.0,
             sd=float(finite.std()) if len(finite) else 0.0,

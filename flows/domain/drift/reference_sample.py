@@ -27,9 +27,8 @@ def reference_sample(profile: Profile, rows: int, seed: int = 5) -> pd.DataFrame
         if joint is not None and profile.sample is not None and column.name in profile.sample.columns:
             codes = joint[:, profile.sample.columns.index(column.name)]
         else:
-            codes = generator.choice(len(column.total), count, p=column.total / column.total.sum()).astype(
-                np.uint8
-            )
+            shares = column.total if column.total.any() else np.ones_like(column.total)
+            codes = generator.choice(len(shares), count, p=shares / shares.sum()).astype(np.uint8)
         drawn[column.name] = _values(column, codes, generator)
     return pd.DataFrame(drawn)
 
