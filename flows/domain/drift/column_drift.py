@@ -23,6 +23,8 @@ from flows.domain.drift.policy import DriftPolicy
 from flows.domain.drift.profile import ColumnProfile, Profile
 from flows.domain.drift.tally import WindowTally
 
+NEWEST = 30
+"""Windows whose distance is kept."""
 PRESENT = 0.67
 """A window shows a change when it deviates by so many standard deviations in the same direction."""
 
@@ -124,6 +126,7 @@ def describe(
         mean=float(total / known) if numeric and known else None,
         reference_mean=column.mean if numeric else None,
         trend=tuple(_window_distances(column, windows)),
+        usual=_usual(profile, column, float(np.median([window.rows for window in windows]))),
         seen=tuple(float(share) for share in shares),
         expected=tuple(float(share) for share in expected),
         labels=tuple(column.bins.label(code) for code in range(column.bins.size)),
@@ -156,10 +159,28 @@ def _persistent(profile: Profile, one: Examined, windows: list[WindowTally]) -> 
 
 def _window_distances(column: ColumnProfile, windows: list[WindowTally]) -> list[float]:
     found = []
-    for window in windows[-30:]:
+    for window in windows[-NEWEST:]:
         counts, cells = together(column, [window])
         found.append(moved(column, counts / max(counts.sum(), 1), expected_counts(column, cells)))
     return found
+
+
+def _usual(profile: Profile, column: ColumnProfile, rows: float) -> float | None:
+    """How far the reference's own windows of about `rows` rows are from all of them together."""
+    counts = column.by_window
+    cells = np.asarray(column.window_cells or profile.window_cells, dtype=np.float64)
+    if not profile.in_time:
+        joined = max(round(rows * len(counts) / max(column.total.sum(), 1)), 1)
+        counts = np.add.reduceat(counts, np.arange(0, len(counts) // joined * joined, joined))
+    if len(counts) < LEAST_WINDOWS:
+        return None
+    expected = [expected_counts(column, own) for own in cells] or [expected_counts(column, None)] * len(
+        counts
+    )
+    apart = [
+        moved(column, own / max(own.sum(), 1), wanted) for own, wanted in zip(counts, expected, strict=True)
+    ]
+    return float(np.quantile(apart, 0.95))
 
 
 def _detectable(one: Examined) -> float:

@@ -2,8 +2,9 @@
 
 A numeric column: location (normal scores), spread, skew and tails (Legendre polynomials of the rank), and the
 shares of null, below and above the reference. A categorical column: the share of each category, of rare
-and never seen values together, of never seen ones, of null. The weights divide the column's part of the accepted
-false alarms. Fewer new values than usual are no drift: in the reference, more is left out than for a live row.
+and never seen values together, of never seen ones, of null. The weights divide the column's part of the
+accepted false alarms. Fewer new values than usual are no drift: from the reference, more is left out than
+is unknown to it of live rows.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from flows.domain.drift.profile import ColumnProfile, Profile
 
 NUMERIC = {"location": 0.60, "spread": 0.18, "skew": 0.06, "tails": 0.06}
 NUMERIC_SHARES = {"null": 0.06, "below the reference": 0.02, "above the reference": 0.02}
-CATEGORY_SHARES = {"null": 0.06, "never seen": 0.06, "rare values": 0.04}
+CATEGORY_SHARES = {"null": 0.06, "never seen": 0.20, "rare values": 0.04}
 ONLY_MORE = ("never seen", "below the reference", "above the reference")
 SUSPICIOUS = 0.05
 """Exact tails are computed only for shares that Student's t finds remarkable."""
@@ -156,8 +157,11 @@ def answer(
         if column.kind == "numeric":
             beyond = np.isin(shares, [len(NUMERIC) + 1, len(NUMERIC) + 2])
             seen = np.where(beyond, np.maximum(seen, EXTREME), seen)
-        # Rows of one moment resemble each other: each bunch counts once, as far as the reference knows.
-        bunch = np.maximum(learned.design, 1 + rows * learned.between / learned.sampling).max()
+        # Rows of one moment resemble each other: each bunch counts once, as far as the reference knows. New
+        # values have bunches of their own, unless there was none; then those of the other shares are taken.
+        bunches = np.maximum(learned.design, 1 + rows * learned.between / learned.sampling)
+        own = np.isin(asked.names, ["never seen"]) & (expected > 0)
+        bunch = np.where(own, bunches, bunches.max())[shares]
         hits = (means * rows)[shares]
         exact = count_tail(np.round(hits / bunch), np.floor(rows[shares] / bunch), seen, rows_seen)
         p[shares] = np.maximum(p[shares], exact)

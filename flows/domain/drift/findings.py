@@ -103,13 +103,15 @@ class ColumnDrift:
     influence: float | None
     """`effect` in standard deviations of the prediction; of the prediction itself: how far its mean moved."""
     unknown: float
-    """Share of the rows with values that the reference never had, beyond those that are usual in its own windows:
-    nobody knows what they do."""
+    """Share of the rows with values that the reference never had, beyond those that are usual in its own
+    windows: nobody knows what they do."""
     nulls: float
     mean: float | None
     reference_mean: float | None
     trend: tuple[float, ...]
-    """The distance in each window, oldest first."""
+    """The distance in each of the newest windows, oldest first."""
+    usual: float | None = None
+    """The distance that 95 % of the reference's own windows keep from the others; None with fewer than 4."""
     seen: tuple[float, ...] = ()
     expected: tuple[float, ...] = ()
     """Shares by bin, for plots."""

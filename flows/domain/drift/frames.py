@@ -2,8 +2,8 @@
 
 One row a prediction. Inputs stand under their own names, outputs under `prediction.<name>`, and what the
 system adds under names with an `@`, which no signature can hold. An input that is a tensor becomes two
-columns, `<name>.mean` and `<name>.sd`: drift of pixels is looked for in brightness and contrast. Text of which
-hardly a value comes twice becomes its length, alphabet and words (`<name>.length`, …; see `text`).
+columns, `<name>.mean` and `<name>.sd`: drift of pixels is looked for in brightness and contrast. Text of
+which hardly a value comes twice becomes its length, alphabet and words (`<name>.length`, …; see `text`).
 """
 
 from __future__ import annotations

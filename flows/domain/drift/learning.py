@@ -62,7 +62,7 @@ def learn_numbers(column: pd.Series[Any], group: Ints) -> tuple[NumericBins, Cod
 
 
 def learn_categories(column: pd.Series[Any], group: Ints) -> tuple[CategoryBins, Coded]:
-    """The most frequent values by name, the rest as `rare`, and the rows' codes with their own group left out."""
+    """The most frequent values by name, the rest as `rare`; the rows' codes with their own group left out."""
     spelled, texts = distinct(column)
     known = sorted(set(texts))
     place = {text: number for number, text in enumerate(known)}

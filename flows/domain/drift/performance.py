@@ -12,6 +12,7 @@ Everything is computed from counts by score, so windows of any size add up in bo
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -25,7 +26,7 @@ from flows.domain.drift.frames import OUTCOME, TIME
 from flows.domain.drift.policy import DriftPolicy
 
 Task = Literal["binary", "number", "label"]
-State = Literal["good", "degraded", "harmful", "too_few", "no_outcomes", "no_reference"]
+State = Literal["good", "doubtful", "degraded", "harmful", "too_few", "no_outcomes", "no_reference"]
 
 SCORE_BINS = 1000
 SMALLEST = 1e-6
@@ -88,6 +89,9 @@ class Performance:
     sentence: str = ""
 
 
+MOST_LABELS = 1000
+
+
 @dataclass
 class PerformanceTally:
     """Counts by score of one window; `add` may be called with any number of chunks."""
@@ -99,6 +103,10 @@ class PerformanceTally:
     by_outcome: Floats = field(default_factory=lambda: np.zeros((2, SCORE_BINS + 1)))
     losses: Floats = field(default_factory=lambda: np.zeros((2, 3)))
     """By outcome: rows, sum of the losses, sum of their squares."""
+    truth: Floats = field(default_factory=lambda: np.zeros(2))
+    """Sum of the outcomes and of their squares (number)."""
+    labels: Counter[str] = field(default_factory=Counter)
+    """Outcomes by label (label), of the first `MOST_LABELS`."""
 
     def add(self, prediction: pd.Series[Any], outcome: pd.Series[Any] | None) -> Floats:
         """Count a chunk; returns the absolute error of each row (NaN without outcome)."""
@@ -116,6 +124,7 @@ class PerformanceTally:
         known = np.isfinite(error)
         if places is None:
             self._count(np.zeros(int(known.sum()), dtype=np.int64), error[known])
+            self.truth += [truth[known].sum(), (truth[known] ** 2).sum()]
             return error
         known &= (truth == 0) | (truth == 1)
         label = truth[known].astype(np.int64)
@@ -135,6 +144,9 @@ class PerformanceTally:
             for said, true in zip(prediction[known], outcome[known], strict=True)
         ]
         self._count(np.zeros(int(known.sum()), dtype=np.int64), wrong[known])
+        for label, count in Counter(map(str, outcome[known])).items():
+            if label in self.labels or len(self.labels) < MOST_LABELS:
+                self.labels[label] += count
         return wrong
 
     def _count(self, label: Any, loss: Floats) -> None:
@@ -148,6 +160,8 @@ class PerformanceTally:
             self.scored + other.scored,
             self.by_outcome + other.by_outcome,
             self.losses + other.losses,
+            self.truth + other.truth,
+            self.labels + other.labels,
         )
 
     @property
@@ -164,6 +178,21 @@ class PerformanceTally:
         mean = total / count
         variance = max(squares / count - mean**2, 0) / count
         return (1 - mean if self.task == "label" else mean), variance
+
+    def worse_than_none(self) -> str:
+        """By how much a constant answer is better; empty when none is. A sign, no proof: see `harmful`."""
+        count, _, squares = self.losses.sum(axis=0)
+        if self.task == "binary":
+            loss, base, _ = self.loss()
+            return f"log loss {loss:.4f}, the base rate alone has {base:.4f}" if loss > base else ""
+        if self.task == "label":
+            (label, most), right = self.labels.most_common(1)[0], self.quality()[0]
+            text = f"{right:.4g} are right, always answering the commonest label {label!r} {most / count:.4g}"
+            return text if right < most / count else ""
+        error = math.sqrt(squares / count)
+        spread = math.sqrt(max(self.truth[1] / count - (self.truth[0] / count) ** 2, 0))
+        text = f"root mean square error {error:.4g}, always answering the mean has {spread:.4g}"
+        return text if error > spread else ""
 
     def loss(self) -> tuple[float, float, float]:
         """Mean log loss, that of the base rate, and the standard error of their difference."""
@@ -254,6 +283,7 @@ def judge_performance(
     `level`: accepted probability of calling it degraded although it is not. `unknown`: outcomes that belong
     to no sampled prediction. `degraded`: the quality fell by more than `max_loss` and more than its own
     ups and downs explain. `harmful`: worse than always answering the base rate, with 99 % confidence.
+    `doubtful`: neither, but worse than a constant answer, which is not called good.
     """
     whole = tallies[0]
     for tally in tallies[1:]:
@@ -290,7 +320,14 @@ def judge_performance(
         return Performance("no_reference", **shown, sentence=text)
     degraded = quality > limit if whole.task == "number" else quality < limit
     sentence = f"{QUALITY[whole.task]} {quality:.4g} (reference {profile.quality:.4g}, limit {limit:.4g})"
-    return Performance("degraded" if degraded else "good", **shown, sentence=sentence)
+    if degraded:
+        return Performance("degraded", **shown, sentence=sentence)
+    doubt = whole.worse_than_none()
+    if doubt:
+        return Performance(
+            "doubtful", **shown, sentence=f"no better than no model so far: {doubt}; {sentence}"
+        )
+    return Performance("good", **shown, sentence=sentence)
 
 
 def worsened(performance: Performance, policy: DriftPolicy) -> bool:

@@ -57,9 +57,10 @@ LEFT_OUT_BLOCKS = 64
 """In row order so many consecutive parts are left out in turn: values that come in a row leave together."""
 LEAST_TEXTS = 100
 MOSTLY = 0.5
-"""A category of which so many rows hold a value that comes once is text, and is read as such; one of which not
-as many hold a value that is frequent enough for a name is read as text, too."""
+"""A category of which so many rows hold a value that comes once is read as text. One of which not as many
+hold a value that is frequent enough for a name is read as text, too."""
 HARDLY = 0.05
+"""Where so few rows hold a value with a name, and no value counts as new, a category tells nothing."""
 WHOLE_WINDOW = 0.8
 """A reference window counts as whole when the data covers this share of it."""
 CELLS = {"none": 1, "hour": 24, "weekday": 7, "hour_of_week": 168}
@@ -129,13 +130,13 @@ class ColumnProfile(Stored):
         if known == 0:
             return "the reference holds no value that can be read" if self.total.sum() else ""
         if self.rising:
-            return "it rises or falls with time, as a clock or a counter does, so each window differs from all others"
+            return "it rises or falls with time, as a clock does: each window differs from all others"
         if (
             self.kind == "categorical"
             and not self.complete
             and self.total[FIRST_CATEGORY:].sum() < HARDLY * known
         ):
-            return "nearly every value is new, and it is not read as text (register the model again, or ignore it)"
+            return "nearly every value is new, and it is not read as text; register again, or ignore it"
         return ""
 
 

@@ -1,7 +1,7 @@
-"""Reads free text and unique ids as numbers, since of values that never come twice there is nothing to count.
+"""Reads free text and unique ids as numbers: of values that never come twice there is nothing to count.
 
-Length, words, the shares of letters, of digits and of what is not ASCII show another format, language or source.
-Which words are used shows in the mean of a few fixed hashes of them: no word is kept.
+Length, words, the shares of letters, of digits and of what is not ASCII show another format, language or
+source. Which words are used shows in the mean of a few fixed hashes of them: no word is kept.
 """
 
 from __future__ import annotations
@@ -20,18 +20,21 @@ PARTS: tuple[TextPart, ...] = get_args(TextPart)
 MOST_CHARACTERS = 4000
 """Of a longer text only its length is looked at beyond these."""
 WORD = re.compile(r"\w+")
+MOST_WORDS = 100_000
 HASH_BITS = 10
+HASH_SIZE = 1 << HASH_BITS
 HASHES = 3
 
 
 def read_text(column: pd.Series[Any]) -> dict[TextPart, Floats]:
     """Each part of each value, shape (rows,); NaN for null."""
-    table = np.full((len(column), len(PARTS)), np.nan)
-    seen: dict[str, tuple[float, ...]] = {}
-    for row, value in enumerate(column):
-        if value is None or (not isinstance(value, list | dict | np.ndarray) and pd.isna(value)):
-            continue
-        table[row] = _read(_joined(value), seen)
+    known: dict[str, tuple[float, ...]] = {}
+    nothing = (np.nan,) * len(PARTS)
+    missing = column.isna().to_numpy()
+    rows = [
+        nothing if null else _read(_joined(value), known) for value, null in zip(column, missing, strict=True)
+    ]
+    table = np.array(rows, dtype=np.float64).reshape(len(column), len(PARTS))
     return {part: table[:, place] for place, part in enumerate(PARTS)}
 
 
@@ -42,25 +45,21 @@ def _joined(value: Any) -> str:
     return spelling(value)
 
 
-def _read(text: str, seen: dict[str, tuple[float, ...]]) -> Floats:
+def _read(text: str, known: dict[str, tuple[float, ...]]) -> tuple[float, ...]:
     shown = text[:MOST_CHARACTERS]
-    words = WORD.findall(shown.lower())
     size = max(len(shown), 1)
     letters = sum(map(str.isalpha, shown))
     digits = sum(map(str.isdigit, shown))
     foreign = 0 if shown.isascii() else sum(character > "\x7f" for character in shown)
-    if len(seen) > 100_000:  # of ids every one is new
-        seen.clear()
-    hashes = np.mean(
-        [seen.get(word) or seen.setdefault(word, _hashes(word)) for word in words] or [(0.5,) * HASHES],
-        axis=0,
-    )
-    return np.array([len(text), len(words), letters / size, digits / size, foreign / size, *hashes])
+    words = WORD.findall(shown.lower())
+    if len(known) > MOST_WORDS:  # of ids every one is new
+        known.clear()
+    hashed = [known.get(word) or known.setdefault(word, _hashes(word)) for word in words]
+    means = [sum(column) / len(words) for column in zip(*hashed, strict=True)] or [0.5] * HASHES
+    return (len(text), len(words), letters / size, digits / size, foreign / size, *means)
 
 
 def _hashes(word: str) -> tuple[float, ...]:
     """Numbers from 0 to 1, the same in every process."""
     bits = zlib.crc32(word.encode("utf-8", "surrogatepass"))
-    return tuple(
-        (bits >> place * HASH_BITS & (1 << HASH_BITS) - 1) / (1 << HASH_BITS) for place in range(HASHES)
-    )
+    return tuple((bits >> place * HASH_BITS) % HASH_SIZE / HASH_SIZE for place in range(HASHES))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
@@ -14,6 +15,7 @@ from flows.domain.drift.findings import DriftResult, FindingKind, Outcome
 from flows.domain.drift.online import error_changes
 from flows.domain.drift.policy import DriftPolicy
 from flows.domain.drift.profile import Profile, make_profile, parse_profile
+from flows.domain.drift.report import performance_lines
 from flows.domain.errors import SpecInvalid
 from flows.domain.signature import Column, Signature
 
@@ -216,3 +218,57 @@ def test_the_online_alarm_names_the_moment() -> None:
     assert 4000 <= changes[0].at < 4200
     assert changes[0].worse
     assert error_changes(np.arange(4000.0), errors[:4000], 1.0) == ()
+
+
+def barely_useful(count: int, seed: int) -> pd.DataFrame:
+    """A classifier that ranks a little better than chance and is much too sure of itself."""
+    random = np.random.default_rng(seed)
+    x = random.normal(size=count)
+    truth, said = 1 / (1 + np.exp(-0.4 * x)), 1 / (1 + np.exp(-1.2 * x))
+    return pd.DataFrame({"x": x, "prediction.late": said, "@outcome": (random.random(count) < truth) * 1.0})
+
+
+def constant_label(count: int, seed: int) -> pd.DataFrame:
+    """Right less often than always answering the commonest label."""
+    random = np.random.default_rng(seed)
+    true = random.choice(["one", "two", "three"], count, p=[0.7, 0.2, 0.1])
+    said = np.where(random.random(count) < 0.66, true, "four")
+    return pd.DataFrame({"x": random.normal(size=count), "prediction.late": said, "@outcome": true})
+
+
+def wild_number(count: int, seed: int) -> pd.DataFrame:
+    """Further off than always answering the mean."""
+    random = np.random.default_rng(seed)
+    true = 5 + random.normal(size=count)
+    said = true + 1.2 * random.normal(size=count)
+    return pd.DataFrame({"x": random.normal(size=count), "prediction.late": said, "@outcome": true})
+
+
+@pytest.mark.parametrize(
+    ("make", "type", "base"),
+    [
+        (barely_useful, "number", "base rate"),
+        (constant_label, "string", "commonest"),
+        (wild_number, "number", "always answering the mean"),
+    ],
+)
+def test_no_model_that_is_worse_than_none_is_called_good(
+    make: Callable[[int, int], pd.DataFrame], type: Literal["number", "string"], base: str
+) -> None:
+    """As good as in the reference, and not proven to be harmful: that is doubtful, and said."""
+    signature = Signature(
+        inputs=(Column(name="x", type="number"),), outputs=(Column(name="late", type=type),)
+    )
+    made_of = make_profile(make(8000, 1), signature, POLICY, model="flights")
+
+    result = look(made_of, make(600, 2))
+
+    performance = result.performance
+    assert performance is not None
+    if performance.loss is not None and performance.base_loss is not None:
+        assert performance.loss > performance.base_loss
+    assert performance.state == "doubtful", performance.sentence
+    assert base in performance.sentence
+    assert result.outcome is Outcome.STABLE
+    said = performance_lines(performance)[0]
+    assert said.startswith("performance: doubtful. ")

@@ -16,6 +16,7 @@ from flows.domain.drift.page import page
 from flows.domain.drift.policy import DriftPolicy
 from flows.domain.drift.profile import make_profile
 from flows.domain.drift.report import detectable_text, markdown, table
+from tests.domain.drift import columns
 from tests.domain.drift import test_check as made
 from tests.domain.drift import test_performance as judged
 
@@ -103,7 +104,7 @@ def test_the_report_is_one_page_with_every_window_and_every_column(worse: DriftR
 
     body = ElementTree.fromstring(text.split("<body>")[1].split("</body>")[0].join(["<body>", "</body>"]))
     assert len(body.findall(".//tr")) == 1 + len(worse.windows)
-    assert len(body.findall(".//svg")) == len(worse.columns)
+    assert len(body.findall(".//svg[@class='bins']")) == len(worse.columns)
     assert worse.windows[0].performance is not None
     assert f"AUC {worse.windows[0].performance.quality:.3f} (" in text
     assert ">estimate<" in text
@@ -125,3 +126,42 @@ def test_names_from_the_data_cannot_break_the_pages() -> None:
     assert "<script>" not in page(result)
     row = next(line for line in markdown(result).splitlines() if line.startswith("| `colour`"))
     assert row.replace("\\|", "").count("|") == 9
+
+
+@pytest.mark.parametrize("days", [None, 12.0], ids=["in row order", "in time"])
+def test_every_column_has_its_distance_over_time_beside_what_is_usual(days: float | None) -> None:
+    """A line with a point a window, by its date where there are dates, that rises when the change begins."""
+    profile = columns.profile_of(np.random.default_rng(1).normal(size=8000), "number", days=days and 40.0)
+    values = np.random.default_rng(2).normal(size=2400) + np.where(np.arange(2400) < 1200, 0, 1)
+    live = columns.framed(values, days, columns.START + 60 * columns.DAY)
+
+    result = check(profile, live, columns.POLICY, window_rows=None if days else 200)
+
+    first = result.columns[0]
+    assert len(first.trend) == len(result.windows) == 12
+    assert first.usual is not None
+    assert max(first.trend[:6]) < 2 * first.usual
+    assert min(first.trend[6:]) > 2 * first.usual
+    body = ElementTree.fromstring(page(result).split("<body>")[1].split("</body>")[0].join(["<b>", "</b>"]))
+    (chart,) = body.findall(".//svg[@class='trend']")
+    line = chart.find("polyline")
+    assert line is not None
+    heights = [float(point.split(",")[1]) for point in line.attrib["points"].split()]
+    assert len(heights) == 12
+    assert min(heights[:6]) > max(heights[6:]), "further up is further from the reference"
+    assert chart.find("line[@class='usual']") is not None
+    titles = [title.text or "" for title in chart.findall(".//title")]
+    assert any("2024" in text for text in titles) == (days is not None)
+    assert sum("% of the rows" in text for text in titles) == 12
+
+
+def test_a_column_that_cannot_alert_says_so_in_its_card() -> None:
+    """Also in the terminal, where the worst come first and many are left out."""
+    made_of = columns.profile_of(np.arange(8000), "integer")
+    result = check(made_of, columns.framed(np.arange(9000, 11_000)), columns.POLICY)
+
+    card = page(result).split('class="card')[1]
+
+    assert card.split("</h2>")[0].endswith('<span class="badge mute">cannot alert</span>')
+    many = replace(result, columns=result.columns * 20)
+    assert "cannot alert: x: it rises or falls" in " ".join(shown(many, 200).split())
