@@ -25,7 +25,7 @@ from flows.domain.drift.findings import DriftResult, Finding, FindingKind, Outco
 from flows.domain.drift.page import page
 from flows.domain.drift.policy import DriftPolicy
 from flows.domain.drift.profile import Profile, parse_profile
-from flows.domain.drift.reference_sample import reference_sample
+from flows.domain.drift.reference_sample import as_sampled, reference_sample
 from flows.domain.errors import ArtifactCorrupt, DependencyDown
 from flows.domain.release import Release
 from flows.domain.spec import ModelSpec, parse_spec
@@ -235,7 +235,7 @@ def _draw(
         with _EASEL:
             drawn = draw_evidently(
                 reference,
-                kept.frame(),
+                as_sampled(profile, kept.frame()),
                 [name for name, kind in kinds.items() if kind == "numeric"],
                 [name for name, kind in kinds.items() if kind == "categorical"],
             )

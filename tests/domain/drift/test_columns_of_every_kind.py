@@ -18,7 +18,9 @@ from flows.domain.drift.check import check
 from flows.domain.drift.findings import DriftResult, FindingKind, Outcome
 from flows.domain.drift.page import page
 from flows.domain.drift.policy import DriftPolicy
-from flows.domain.drift.profile import parse_profile
+from flows.domain.drift.profile import make_profile, parse_profile
+from flows.domain.drift.reference_sample import as_sampled, reference_sample
+from flows.domain.signature import Column, Signature
 from tests.domain.drift.columns import (
     DAY,
     POLICY,
@@ -126,6 +128,18 @@ def test_new_values_of_a_heavy_tail_are_compared_with_what_is_usual() -> None:
     assert "are usual" in unseen.sentence
 
 
+def test_the_picture_of_a_heavy_tail_has_the_same_categories_on_both_sides() -> None:
+    """Evidently draws both: names of single rows on one side only would be drift by construction."""
+    random = np.random.default_rng(12)
+    profile = profile_of(products(random, 8000, 1000))
+
+    before, now = reference_sample(profile, 8000), as_sampled(profile, framed(products(random, 4000, 1000)))
+
+    shares = [side["x"].value_counts(normalize=True) for side in (before, now)]
+    assert set(shares[1].index) <= {*profile.columns[0].categories, "(rare)", "(other)"}
+    assert shares[0].sub(shares[1], fill_value=0).abs().sum() / 2 < 0.1
+
+
 def test_a_reference_of_before_windows_were_left_out_is_read_and_does_not_alarm() -> None:
     text = Path(__file__).with_name("old_reference.json").read_text()
     old = parse_profile(text, "reference.json")
@@ -208,8 +222,6 @@ def test_unique_ids_declared_a_category_are_said_aloud() -> None:
 
 
 def test_inputs_that_the_training_rows_lacked_are_said_aloud() -> None:
-    from flows.domain.drift.profile import make_profile
-    from flows.domain.signature import Column, Signature
 
     both = Signature(
         inputs=(*signature("number").inputs, Column(name="z", type="number")), outputs=signature().outputs
@@ -226,8 +238,6 @@ def test_inputs_that_the_training_rows_lacked_are_said_aloud() -> None:
 @pytest.mark.parametrize("season", ["none", "hour", "weekday", "hour_of_week"])
 def test_a_reference_without_whole_windows_cannot_alert_and_does_not_crash(season: str, rows: int) -> None:
     """No whole window, whatever the season: of the inputs, and of a holdout."""
-    from flows.domain.drift.profile import make_profile
-    from flows.domain.drift.reference_sample import reference_sample
 
     policy = DriftPolicy(window="7d", time_column="t", season=season)  # type: ignore[arg-type]
     random = np.random.default_rng(10)
@@ -255,7 +265,6 @@ def test_a_reference_without_whole_windows_cannot_alert_and_does_not_crash(seaso
 
 
 def test_outcomes_of_which_no_row_has_a_time_are_no_reference_of_performance() -> None:
-    from flows.domain.drift.profile import make_profile
 
     policy = DriftPolicy(time_column="t")
     random = np.random.default_rng(11)
