@@ -9,8 +9,8 @@ with the thresholds of `DataDriftPreset`; three whole reports are drawn to prove
 Detection is counted as an alert; for Evidently both its dataset verdict (half of the columns) and the mark on
 the changed column are shown, and how often it marks any column when nothing has changed.
 Then the same million rows by both, and ten million by ours (`--speed`: only that; `--rates`: not that).
-First, and alone with `--controls`: real columns of every kind in which nothing changes. At most 1 % of the checks
-of a kind may alert; otherwise the exit code is 1.
+First, and alone with `--controls`: real columns of every kind in which nothing changes. At most 1 % of the
+checks of a kind may alert; otherwise the exit code is 1.
 `--real`: instead, flights and a census of which the harm is known.
 """
 

@@ -94,8 +94,8 @@ def _add(table: Table, name: str, result: DriftResult, said: str) -> None:
 
 
 def nannyml(folder: Path) -> zipfile.ZipFile:
-    """NannyML's wheel, fetched into `folder`: only its data is read. Installed, it brings LightGBM, XGBoost and
-    Google's cloud libraries along."""
+    """NannyML's wheel, fetched into `folder`: only its data is read. Installed, it brings LightGBM, XGBoost
+    and Google's cloud libraries along."""
     command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder), NANNYML]
     subprocess.run(command, check=True)
     (wheel,) = folder.glob("nannyml-*.whl")

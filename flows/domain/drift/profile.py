@@ -20,6 +20,7 @@ from flows.domain.drift.binning import (
     BELOW,
     FIRST_CATEGORY,
     MOST_CATEGORIES,
+    MOST_KNOWN,
     NULL,
     UNSEEN,
     Bins,
@@ -294,11 +295,12 @@ def _with_texts(
         positions, _ = distinct(frame[column.name])
         sizes = np.bincount(positions[positions >= 0])
         rows = max(int(sizes.sum()), LEAST_TEXTS)
-        once = (sizes == 1).sum() >= MOSTLY * rows and column.source not in policy.categorical
         frequent = np.sort(sizes[sizes >= LEAST_NAMED])[::-1][:MOST_CATEGORIES].sum()
-        tail = rows == sizes.sum() and frequent < MOSTLY * rows and column.source not in policy.categorical
-        found += [] if once else [column]
-        found += column.texts() if tail else []
+        dull = len(sizes) > MOST_KNOWN and frequent < HARDLY * rows
+        once = (sizes == 1).sum() >= MOSTLY * rows
+        text = column.source not in policy.categorical and rows == sizes.sum() and frequent < MOSTLY * rows
+        found += [] if text and (once or dull) else [column]
+        found += column.texts() if text else []
     return tuple(found)
 
 
@@ -378,13 +380,18 @@ def _column(
     values = frame[column.name]
     # Rows of partial windows are known to the bins, too: together they are one more group.
     group = window_of + 1 if TIME in frame else window_of * LEFT_OUT_BLOCKS // max(windows, LEFT_OUT_BLOCKS)
-    bins, coded = (learn_numbers if column.kind == "numeric" else learn_categories)(values, group)
+    bins: Bins
+    if column.kind == "numeric":
+        bins, coded, counted = learn_numbers(values, group)
+    else:
+        bins, coded, counted = learn_categories(values, group)
     kept = window_of >= 0
-    flat = np.bincount(window_of[kept] * bins.size + coded.codes[kept], minlength=windows * bins.size)
+    counted = counted & kept
+    flat = np.bincount(window_of[counted] * bins.size + coded.codes[counted], minlength=windows * bins.size)
     cells: list[list[int]] = []
     if season is not None and policy.season != "none":
         count = CELLS[policy.season]
-        by_cell = np.bincount(season[kept] * bins.size + coded.codes[kept], minlength=count * bins.size)
+        by_cell = np.bincount(season[counted] * bins.size + coded.codes[counted], minlength=count * bins.size)
         cells = by_cell.reshape(count, bins.size).tolist()
     finite = coded.values[np.isfinite(coded.values)] if coded.values is not None else np.empty(0)
     return (

@@ -34,7 +34,7 @@ def reference_sample(profile: Profile, rows: int, seed: int = 5) -> pd.DataFrame
 
 
 def as_sampled(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
-    """Live rows with the categories that `reference_sample` can have: what has no name is `(rare)` or `(other)`."""
+    """Live rows with the categories that `reference_sample` has: without a name, `(rare)` or `(other)`."""
     shown = {}
     for column in profile.columns:
         if column.kind == "categorical" and column.name in rows:
