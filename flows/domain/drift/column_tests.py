@@ -29,10 +29,11 @@ from flows.domain.drift.profile import ColumnProfile, Profile
 
 NUMERIC = {"location": 0.60, "spread": 0.18, "skew": 0.06, "tails": 0.06}
 NUMERIC_SHARES = {"null": 0.06, "below the reference": 0.02, "above the reference": 0.02}
-CATEGORY_SHARES = {"null": 0.06, "never seen": 0.20, "rare values": 0.04}
+CATEGORY_SHARES = {"null": 0.06, "never seen": 0.06, "rare values": 0.04}
 ONLY_MORE = ("never seen", "below the reference", "above the reference")
 SUSPICIOUS = 0.05
 """Exact tails are computed only for shares that Student's t finds remarkable."""
+FEW = 20
 EXTREME = 0.5
 """A new highest value is expected about once in as many rows as the reference had."""
 
@@ -164,7 +165,9 @@ def answer(
         bunch = np.where(own, bunches, bunches.max())[shares]
         hits = (means * rows)[shares]
         exact = count_tail(np.round(hits / bunch), np.floor(rows[shares] / bunch), seen, rows_seen)
-        p[shares] = np.maximum(p[shares], exact)
+        # Of a handful of new rows in all of the reference, no spread between its windows can be told.
+        handful = own[shares] & (seen < FEW)
+        p[shares] = np.where(handful, exact, np.maximum(p[shares], exact))
         # What the reference never had has no spread to divide by: the exact tail says how far out it is.
         ratio[shares] = np.sign(change[shares]) * -special.ndtri(np.maximum(p[shares], 1e-300) / 2)
         freedom[shares] = MOST_FREEDOM

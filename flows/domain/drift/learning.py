@@ -25,6 +25,7 @@ from flows.domain.drift.binning import (
     UNSEEN,
     CategoryBins,
     Coded,
+    Flags,
     Floats,
     Ints,
     NumericBins,

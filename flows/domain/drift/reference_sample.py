@@ -35,7 +35,7 @@ def reference_sample(profile: Profile, rows: int, seed: int = 5) -> pd.DataFrame
 
 def as_sampled(profile: Profile, rows: pd.DataFrame) -> pd.DataFrame:
     """Live rows with the categories that `reference_sample` has: without a name, `(rare)` or `(other)`."""
-    shown = {}
+    shown: dict[str, Any] = {}
     for column in profile.columns:
         if column.kind == "categorical" and column.name in rows:
             codes = column.bins.code(rows[column.name]).codes
