@@ -11,6 +11,8 @@ import os
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -38,14 +40,29 @@ def try_bundle(settings: Settings, bundle: Path, shown: Path, spec: ModelSpec) -
     """
     if spec.resources.pool == "gpu" and not GPU.exists():
         return "not tried here: the model wants a GPU, and this machine has none"
-    python = model_packages(settings).python(Lock((bundle / LOCK).read_text(encoding="utf-8")))
     samples = parse_samples((bundle / "samples.jsonl").read_text(), str(shown / "samples.jsonl"))
+    with served(settings, bundle, shown, spec) as (url, seconds):
+        try:
+            count = verify(url, spec.name, samples)
+        except VerificationFailed as error:
+            raise SpecInvalid(f"{shown}: {error}") from error
+    return f"tried: a server was ready after {seconds:.1f} s and answered {count} golden requests as they say"
+
+
+@contextmanager
+def served(settings: Settings, bundle: Path, shown: Path, spec: ModelSpec) -> Iterator[tuple[str, float]]:
+    """A server of the bundle's folder, in the environment of its lock: its URL, and the seconds it took to
+    start.
+
+    Raises SpecInvalid in one line when it does not start.
+    """
+    python = model_packages(settings).python(Lock((bundle / LOCK).read_text(encoding="utf-8")))
     sealed = subprocess.run(
         [python, "-m", "serving", "seal", str(bundle)],
         cwd=settings.repository, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if sealed.returncode:
-        raise SpecInvalid(f"{shown}: cannot be sealed ({_last(sealed.stderr, bundle, shown)})")
+        raise SpecInvalid(f"{shown}: cannot be sealed ({last_line(sealed.stderr, bundle, shown)})")
     log = bundle.with_name(f"{bundle.name}.log")
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
@@ -66,10 +83,7 @@ def try_bundle(settings: Settings, bundle: Path, shown: Path, spec: ModelSpec) -
         try:
             url = f"http://{LOOPBACK}:{port}"
             _await(server, url, log, began + spec.resources.start_seconds, bundle, shown)
-            started = time.monotonic() - began
-            count = verify(url, spec.name, samples)
-        except VerificationFailed as error:
-            raise SpecInvalid(f"{shown}: {error}") from error
+            yield url, time.monotonic() - began
         finally:
             server.terminate()
             try:
@@ -79,7 +93,6 @@ def try_bundle(settings: Settings, bundle: Path, shown: Path, spec: ModelSpec) -
                 server.wait()
     finally:
         log.unlink(missing_ok=True)
-    return f"tried: a server was ready after {started:.1f} s and answered {count} golden requests as they say"
 
 
 def _await(
@@ -87,11 +100,11 @@ def _await(
 ) -> None:
     while not _ready(url):
         if server.poll() is not None:
-            raise SpecInvalid(f"the model does not start: {_last(log.read_text(), bundle, shown)}")
+            raise SpecInvalid(f"the model does not start: {last_line(log.read_text(), bundle, shown)}")
         if time.monotonic() > deadline:
             raise SpecInvalid(
                 f"{shown}: no server was ready in time (resources.start_seconds); its log ends: "
-                f"{_last(log.read_text(), bundle, shown)}"
+                f"{last_line(log.read_text(), bundle, shown)}"
             )
         time.sleep(POLL_SECONDS)
 
@@ -103,7 +116,7 @@ def _ready(url: str) -> bool:
         return False
 
 
-def _last(output: str, bundle: Path, shown: Path) -> str:
+def last_line(output: str, bundle: Path, shown: Path) -> str:
     """Why a server ended, or the last line of its log, about the folder that the user knows."""
     lines = [_message(line) for line in output.splitlines() if line.strip()] or ["(nothing was said)"]
     reasons = [line.removeprefix(FATAL) for line in lines if line.startswith(FATAL)]

@@ -23,7 +23,8 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    epilog="Start here: modelserve up, modelserve register FOLDER, modelserve promote MODEL 1",
+    epilog="Start here: modelserve up, modelserve init NAME --from FILE, modelserve register NAME, "
+    "modelserve promote NAME 1",
 )
 NO_TERMINAL_WIDTH = 120
 # What others said is printed as they said it: `:x:` is no cross here, `[foo]` no style.
@@ -46,7 +47,7 @@ def say(line: str) -> None:
 
 BEGIN_HERE = frozenset({"up", "demo", "prepare"})
 """Verbs that make a state folder where they are called; every other one looks for a stack that is there."""
-WORK_ALONE = frozenset({"check"})
+WORK_ALONE = frozenset({"check", "init"})
 """Verbs that use the folder of a stack where there is one, for what is cached there."""
 NEED_NO_STACK = frozenset({"traffic"})
 
@@ -172,6 +173,42 @@ def register(
     release = register_release(plane(), folder, artifacts or (), version, training, holdout, say, tried=tried)
     say(f"registered {release.name} (sha256 {release.sha256[:12]}…)")
     say(f"next: modelserve promote {release.model} {release.version} --watch")
+
+
+@app.command(rich_help_panel="Releases")
+def init(
+    name: Annotated[str, typer.Argument(help="What the model will be called.", show_default=False)],
+    source: Annotated[Path, typer.Option("--from", help="The trained model: a file or a folder.")],
+    into: Annotated[
+        Path | None, typer.Option(help="The folder to write; NAME, here, if not given.", show_default=False)
+    ] = None,
+    trust_pickle: Annotated[
+        bool, typer.Option("--trust-pickle", help="Read a pickle. It can run anything: only your own.")
+    ] = False,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--input",
+            help="What it takes, NAME:TYPE:SHAPE, where its file does not tell.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Write a model's folder from its trained file: model.yaml, samples.jsonl with real answers, a handler.
+
+    Looks into ONNX, .pt2, TorchScript, safetensors, skops, joblib, XGBoost, LightGBM, and folders of
+    TensorFlow,
+    MLflow and Hugging Face, with the packages that the release will have, and says what it had to guess.
+    Needs
+    no stack, overwrites nothing.
+    """
+    from flows.steps.drafting import make_folder
+
+    folder = into or Path(name)
+    whole = make_folder(settings(), name, source, folder, say, trust_pickle=trust_pickle, inputs=inputs or ())
+    if not whole:
+        raise typer.Exit(1)
+    say(f"next: modelserve check {folder}; modelserve register {folder}")
 
 
 @app.command(rich_help_panel="Releases")
