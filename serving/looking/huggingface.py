@@ -37,10 +37,11 @@ def look_huggingface(path: Path, asked: Asked) -> Found:
     mask = f" {pipeline.tokenizer.mask_token}" if task == "fill-mask" else ""
     texts = [text + mask for text in TEXTS]
     answers = TASKS[task](pipeline, texts)
+    chance = {"minimum": 0, "maximum": 1}
     outputs = [
-        column(name, one.dtype, one.shape[1:], **({"minimum": 0, "maximum": 1} if name.startswith("score") else {}))
+        column(name, one.dtype, one.shape[1:], **(chance if name.startswith("score") else {}))
         for name, one in answers.items()
-    ]  # fmt: skip
+    ]
     return Found(
         f"{architectures[0]} of transformers, {task}",
         runtime,

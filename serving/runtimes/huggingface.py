@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from serving.arrays import Array
-from serving.errors import StartupError
+from serving.errors import StartupError, WrongForm
 from serving.runtimes.devices import choose_device
 from serving.spec import ModelFile, RuntimeSpec
 
@@ -39,7 +39,7 @@ class HuggingFaceRuntime:
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         answers = self._answer(self._pipeline, [str(text) for text in inputs[0]])
         if missing := [name for name in self._outputs if name not in answers]:
-            raise StartupError(f"the task gives {', '.join(answers)}, and no {', '.join(missing)}")
+            raise WrongForm(f"the task gives {', '.join(answers)}, and no {', '.join(missing)}")
         return [answers[name] for name in self._outputs]
 
     def tune(self, largest_batch: Callable[[], float]) -> None:

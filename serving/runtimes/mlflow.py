@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from serving.arrays import Array
-from serving.errors import StartupError
+from serving.errors import StartupError, WrongForm
 from serving.runtimes.columns import on_cpu
 from serving.spec import ModelFile
 
@@ -44,7 +44,7 @@ class MlflowRuntime:
         if len(answers) == len(self._outputs) == 1:
             return list(answers.values())
         if missing := [name for name in self._outputs if name not in answers]:
-            raise StartupError(f"the model gives {', '.join(answers)}, and no {', '.join(missing)}")
+            raise WrongForm(f"the model gives {', '.join(answers)}, and no {', '.join(missing)}")
         return [answers[name] for name in self._outputs]
 
     def tune(self, largest_batch: Callable[[], float]) -> None:
