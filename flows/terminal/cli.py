@@ -210,15 +210,15 @@ def init(
     """Write a model's folder from its trained file: model.yaml, samples.jsonl with real answers, a handler.
 
     Looks into ONNX, .pt2, TorchScript, safetensors, skops, joblib, XGBoost, LightGBM, and folders of
-    TensorFlow,
-    MLflow and Hugging Face, with the packages that the release will have, and says what it had to guess.
-    Needs
-    no stack, overwrites nothing.
+    TensorFlow, MLflow and Hugging Face, with the packages that the release will have, and says what it had to
+    guess. Needs no stack, overwrites nothing.
     """
     from flows.steps.drafting import make_folder
+    from flows.steps.fetching import at_hand
 
-    folder = into or Path(name)
-    whole = make_folder(settings(), name, source, folder, say, trust_pickle=trust_pickle, inputs=inputs or ())
+    chosen, folder = settings(), into or Path(name)
+    with at_hand(chosen, [source], digest, say) as (path,):
+        whole = make_folder(chosen, name, path, folder, say, trust_pickle=trust_pickle, inputs=inputs or ())
     if not whole:
         raise typer.Exit(1)
     say(f"next: modelserve check {folder}; modelserve register {folder}")
