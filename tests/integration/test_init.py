@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,40 +12,9 @@ import numpy as np
 import pytest
 import yaml
 
+from tests.integration.conftest import TypeIn
 from tests.integration.served_models import MODELS as SERVED
 from tests.integration.served_models import ROWS, TARGET, network
-
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def state(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Environments are made once for all tests."""
-    return tmp_path_factory.mktemp("state")
-
-
-@pytest.fixture
-def type_in(state: Path, tmp_path: Path) -> Callable[..., tuple[int, str]]:
-    """As somebody types it, with no stack running: exit code, and all that is said."""
-
-    def call(*arguments: object) -> tuple[int, str]:
-        pip = {name: value for name, value in os.environ.items() if name.startswith("PIP_")}
-        done = subprocess.run(
-            [sys.executable, "-c", "from flows.terminal.cli import main; main()", *map(str, arguments)],
-            cwd=tmp_path,
-            env={
-                "PATH": os.environ["PATH"],
-                "PYTHONPATH": str(ROOT),
-                "HOME": str(tmp_path),
-                "MODELSERVE_STATE": str(state),
-                **pip,
-            },
-            capture_output=True, text=True, check=False, timeout=280,
-        )  # fmt: skip
-        assert "Traceback" not in done.stderr, done.stderr
-        return done.returncode, " ".join((done.stdout + done.stderr).split())
-
-    return call
 
 
 def written(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -70,9 +36,7 @@ ONE_FILE = {
 
 
 @pytest.mark.parametrize("name", ONE_FILE)
-def test_a_file_becomes_a_folder_that_check_takes(
-    name: str, tmp_path: Path, type_in: Callable[..., tuple[int, str]]
-) -> None:
+def test_a_file_becomes_a_folder_that_check_takes(name: str, tmp_path: Path, type_in: TypeIn) -> None:
     (tmp_path / "trained").mkdir()
     SERVED[name][0](tmp_path / "trained")
     file, options, inputs = ONE_FILE[name]
@@ -91,7 +55,7 @@ def test_a_file_becomes_a_folder_that_check_takes(
     assert "answered 3 golden requests as they say" in said
 
 
-def test_the_answers_are_the_models_own(tmp_path: Path, type_in: Callable[..., tuple[int, str]]) -> None:
+def test_the_answers_are_the_models_own(tmp_path: Path, type_in: TypeIn) -> None:
     import torch
 
     SERVED["pt2"][0](tmp_path)
@@ -106,9 +70,7 @@ def test_the_answers_are_the_models_own(tmp_path: Path, type_in: Callable[..., t
             assert found == pytest.approx(expected, abs=1e-5)
 
 
-def test_columns_and_their_categories_are_read_off_a_pipeline(
-    tmp_path: Path, type_in: Callable[..., tuple[int, str]]
-) -> None:
+def test_columns_and_their_categories_are_read_off_a_pipeline(tmp_path: Path, type_in: TypeIn) -> None:
     import pandas as pd
     from sklearn.compose import make_column_transformer
     from sklearn.linear_model import LogisticRegression
@@ -138,9 +100,7 @@ def test_columns_and_their_categories_are_read_off_a_pipeline(
     assert type_in("check", "biopsy")[0] == 0
 
 
-def test_weights_alone_get_a_handler_to_complete_and_then_a_folder(
-    tmp_path: Path, type_in: Callable[..., tuple[int, str]]
-) -> None:
+def test_weights_alone_get_a_handler_to_complete_and_then_a_folder(tmp_path: Path, type_in: TypeIn) -> None:
     import torch
 
     torch.save(network().state_dict(), tmp_path / "weights.pt")
@@ -166,9 +126,7 @@ def test_weights_alone_get_a_handler_to_complete_and_then_a_folder(
     assert type_in("check", "churn")[0] == 0
 
 
-def test_onnx_tells_types_and_free_sizes_are_guessed_aloud(
-    tmp_path: Path, type_in: Callable[..., tuple[int, str]]
-) -> None:
+def test_onnx_tells_types_and_free_sizes_are_guessed_aloud(tmp_path: Path, type_in: TypeIn) -> None:
     import onnx
     from onnx import TensorProto, helper
 
@@ -189,8 +147,9 @@ def test_onnx_tells_types_and_free_sizes_are_guessed_aloud(
     assert "guessed: time: the file leaves its size free, 16 is one that the model takes" in said
     spec, _ = written(tmp_path / "sums")
     assert spec["signature"]["inputs"] == [
-        {"name": "signal", "type": "number", "shape": [16]}, {"name": "kind", "type": "integer", "shape": [1]},
-    ]  # fmt: skip
+        {"name": "signal", "type": "number", "shape": [16]},
+        {"name": "kind", "type": "integer", "shape": [1]},
+    ]
     assert spec["serving"]["datatypes"] == {
         "signal": "FP64",
         "kind": "INT32",
@@ -199,9 +158,7 @@ def test_onnx_tells_types_and_free_sizes_are_guessed_aloud(
     }
 
 
-def test_more_than_one_argument_of_torchscript_is_asked_for(
-    tmp_path: Path, type_in: Callable[..., tuple[int, str]]
-) -> None:
+def test_more_than_one_argument_of_torchscript_is_asked_for(tmp_path: Path, type_in: TypeIn) -> None:
     import warnings
 
     import torch
@@ -225,7 +182,7 @@ def test_more_than_one_argument_of_torchscript_is_asked_for(
     assert type_in("check", "two")[0] == 0
 
 
-def test_nothing_is_overwritten(tmp_path: Path, type_in: Callable[..., tuple[int, str]]) -> None:
+def test_nothing_is_overwritten(tmp_path: Path, type_in: TypeIn) -> None:
     SERVED["onnx"][0](tmp_path)
     (tmp_path / "churn").mkdir()
     (tmp_path / "churn" / "model.yaml").write_text("mine\n")
@@ -269,9 +226,7 @@ UNREADABLE: dict[str, tuple[str, bytes | Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize("case", UNREADABLE)
-def test_what_cannot_be_read_is_one_line(
-    case: str, tmp_path: Path, type_in: Callable[..., tuple[int, str]]
-) -> None:
+def test_what_cannot_be_read_is_one_line(case: str, tmp_path: Path, type_in: TypeIn) -> None:
     name, content, message = UNREADABLE[case]
     if isinstance(content, bytes):
         (tmp_path / name).write_bytes(content)
@@ -290,11 +245,11 @@ def test_what_cannot_be_read_is_one_line(
         (("Churn",), "a name is lower-case letters, digits and dashes"),
         (("churn", "--from", "gone.onnx"), "gone.onnx: no such file"),
         (("churn", "--from", "."), "a folder that is no SavedModel, MLflow or Hugging Face model"),
-        (("churn", "--from", "model.pt2", "--input", "x:colour:3"), "--input x:colour:3: expected NAME:TYPE:SHAPE"),
+        (("churn", "--input", "x:colour:3"), "--input x:colour:3: expected NAME:TYPE:SHAPE"),
     ],
 )  # fmt: skip
 def test_wrong_arguments_are_one_line(
-    arguments: tuple[str, ...], message: str, tmp_path: Path, type_in: Callable[..., tuple[int, str]]
+    arguments: tuple[str, ...], message: str, tmp_path: Path, type_in: TypeIn
 ) -> None:
     SERVED["pt2"][0](tmp_path)
     given = arguments if "--from" in arguments else (*arguments, "--from", "model.pt2")
@@ -303,9 +258,7 @@ def test_wrong_arguments_are_one_line(
     assert message in said
 
 
-def test_weights_that_lie_beside_an_onnx_file_are_missed(
-    tmp_path: Path, type_in: Callable[..., tuple[int, str]]
-) -> None:
+def test_weights_that_lie_beside_an_onnx_file_are_missed(tmp_path: Path, type_in: TypeIn) -> None:
     SERVED["onnx"][0](tmp_path)
     shutil.move(tmp_path / "model.onnx.data", tmp_path / "elsewhere")
     code, said = type_in("init", "churn", "--from", "model.onnx")
