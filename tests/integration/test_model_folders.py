@@ -59,7 +59,8 @@ fast = transformers.PreTrainedTokenizerFast(
 torch.manual_seed(3)
 config = transformers.BertConfig(
     vocab_size=len(WORDS), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
-    max_position_embeddings=32, num_labels=3, id2label={0: "bad", 1: "fair", 2: "good"}, initializer_range=0.8,
+    max_position_embeddings=32, num_labels=3,
+    id2label={0: "bad", 1: "fair", 2: "good"}, initializer_range=0.8,
 )
 model = transformers.ARCHITECTURE(config).eval()
 model.save_pretrained("tiny")
