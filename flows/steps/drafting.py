@@ -115,8 +115,7 @@ TEMPLATE = """\
 name: {name}
 description: {what}
 
-# What clients send and get, a column a line. type: number, integer, boolean or string; `shape`: an array of
-# it.
+# What clients send and get, a column a line. type: number, integer, boolean or string; `shape`: an array.
 # `minimum` and `maximum`, where you know them, refuse a wrong request and convict a release that goes beyond.
 # `nullable: true` lets a number be null; `personal: hash` or `drop` keeps it out of samples for drift checks.
 signature:

@@ -17,7 +17,10 @@ from flows.domain.errors import ArtifactCorrupt
 def from_bucket(uri: str, download: Download) -> Path:
     """The object, or a folder called as the last part of the prefix."""
     with reached("bucket", uri):
-        filesystem, root = fsspec.url_to_fs(uri.rstrip("/"), use_listings_cache=False)
+        # A new one, since the environment that says where buckets are is no part of what is remembered.
+        filesystem, root = fsspec.url_to_fs(
+            uri.rstrip("/"), use_listings_cache=False, skip_instance_cache=True
+        )
         name = root.rsplit("/", 1)[-1]
         if "/" not in root:
             raise ArtifactCorrupt(f"{uri}: names a bucket and nothing in it")

@@ -62,7 +62,11 @@ def _listed(client: httpx.Client, uri: str, url: str) -> Iterator[tuple[str, str
                     yield str(entry["path"]), str(large["oid"]) if large else f"git:{entry['oid']}"
         except (ValueError, KeyError, TypeError) as error:
             raise DependencyDown(f"{uri}: the model hub lists its files in no form that is known") from error
-        url = answer.links.get("next", {}).get("url", "")
+        following = answer.links.get("next", {}).get("url")
+        page = answer.url.join(following) if following else None
+        if page is not None and page.host != answer.url.host:
+            raise DependencyDown(f"{uri}: the model hub sends its access token elsewhere, to {page.host}")
+        url = "" if page is None else str(page)
 
 
 def _wanted(files: list[tuple[str, str]]) -> list[tuple[str, str]]:
