@@ -47,7 +47,9 @@ def _columns(schema: Any, path: Path) -> list[dict[str, Any]]:
             raise StartupError(
                 f"{path}: its input {one.name} is a {one.type}, which no column can hold; write a handler.py"
             )
-        optional = {} if getattr(one, "required", True) or TYPES[kind] != "float64" else {"nullable": True}
+        optional: dict[str, Any] = (
+            {} if getattr(one, "required", True) or TYPES[kind] != "float64" else {"nullable": True}
+        )
         columns.append(column(str(one.name), TYPES[kind], **optional))
     if None in [one.name for one in schema.inputs]:
         return [column(UNNAMED, "float64", [len(columns)])]
@@ -69,7 +71,7 @@ def _tensors(schema: Any, found: Found) -> list[dict[str, Any]]:
 
 def _example(model: Any, columns: tuple[Column, ...]) -> list[dict[str, Any]]:
     """The first rows that were logged as an example, if they have all the columns."""
-    example = None
+    example: Any = None
     with contextlib.suppress(Exception):  # an old form of it, or a file that is gone: rows are made up then
         example = model.metadata.load_input_example()
     if not hasattr(example, "to_dict") or {column.name for column in columns} - set(

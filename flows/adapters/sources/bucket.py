@@ -21,7 +21,7 @@ def from_bucket(uri: str, download: Download) -> Path:
         filesystem, root = fsspec.url_to_fs(
             uri.rstrip("/"), use_listings_cache=False, skip_instance_cache=True
         )
-        name = root.rsplit("/", 1)[-1]
+        name = str(root).rsplit("/", 1)[-1]
         if "/" not in root:
             raise ArtifactCorrupt(f"{uri}: names a bucket and nothing in it")
         try:

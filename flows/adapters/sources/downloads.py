@@ -26,7 +26,8 @@ class Download:
     sha256: str | None
     """What the only file has to be."""
     files: int = 0
-    bytes: int = 0
+    received: int = 0
+    """Bytes, of all files."""
     last: str = ""
     """sha256 of the file that came last."""
 
@@ -34,13 +35,13 @@ class Download:
         """Put one file of the source in place. `expected`: its sha256, or `git:` and the sha1 of its blob."""
         path = self.into / safe(uri, name)
         digest = hashlib.sha256()
-        before = self.bytes
+        before = self.received
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("wb") as target:
                 for block in blocks:
-                    self.bytes += len(block)
-                    if self.bytes > self.limit:
+                    self.received += len(block)
+                    if self.received > self.limit:
                         raise ArtifactCorrupt(
                             f"{uri}: is larger than the limit of {self.limit} bytes "
                             "(MODELSERVE_BUNDLE_LIMIT_BYTES)"
@@ -50,7 +51,7 @@ class Download:
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
                 raise ArtifactCorrupt(
-                    f"{uri}: no space for it in {self.into.parent} after {self.bytes} bytes; make room, "
+                    f"{uri}: no space for it in {self.into.parent} after {self.received} bytes; make room, "
                     "or set "
                     "MODELSERVE_STATE to a folder on another disk"
                 ) from error
@@ -58,7 +59,7 @@ class Download:
         self.files += 1
         self.last = digest.hexdigest()
         if expected is not None:
-            self._compare(uri, name, path, expected, self.bytes - before)
+            self._compare(uri, name, path, expected, self.received - before)
         return path
 
     def finished(self, uri: str) -> str:
@@ -76,7 +77,7 @@ class Download:
                     "you mean"
                 )
         what = f"sha256:{self.last}" if self.files == 1 else f"{self.files} files"
-        return f"downloaded {uri}: {self.bytes} bytes, {what}"
+        return f"downloaded {uri}: {self.received} bytes, {what}"
 
     def _compare(self, uri: str, name: str, path: Path, expected: str, size: int) -> None:
         found = self.last
