@@ -94,7 +94,7 @@ def make_folder(
         (bundle / LOCK).unlink()
         (bundle / "manifest.json").unlink()
         written = _move(bundle, into)
-    say(f"wrote {', '.join(written)} in {into}; the answers to {count} made-up rows are the model's own")
+    say(f"wrote {', '.join(written)} in {into}; the answers to {count} rows are the model's own")
     return True
 
 

@@ -26,7 +26,7 @@ def look_mlflow(path: Path, asked: Asked) -> Found:
     found = Found(f"an MLflow model ({flavours or 'a Python function'})", runtime, [], [])
     found.inputs = _tensors(schema, found) if schema.is_tensor_spec() else _columns(schema, path)
     columns = tuple(Column.model_validate(one) for one in found.inputs)
-    found.rows = _example(model, columns) or different_rows(columns, ROWS)
+    found.rows = _example(model, path, columns) or different_rows(columns, ROWS)
     for one in schema.inputs:
         if str(one.type).lower().endswith("datetime"):
             for row in found.rows:
@@ -69,11 +69,11 @@ def _tensors(schema: Any, found: Found) -> list[dict[str, Any]]:
     return columns
 
 
-def _example(model: Any, columns: tuple[Column, ...]) -> list[dict[str, Any]]:
+def _example(model: Any, path: Path, columns: tuple[Column, ...]) -> list[dict[str, Any]]:
     """The first rows that were logged as an example, if they have all the columns."""
     example: Any = None
     with contextlib.suppress(Exception):  # an old form of it, or a file that is gone: rows are made up then
-        example = model.metadata.load_input_example()
+        example = model.metadata.load_input_example(str(path))
     if not hasattr(example, "to_dict") or {column.name for column in columns} - set(
         map(str, example.columns)
     ):
