@@ -28,7 +28,7 @@ from flows.domain.verification import Sample, parse_samples
 from flows.settings import Settings
 from flows.steps.recognising import Recognised, recognise
 from flows.steps.registration import check_folder, require_samples
-from flows.steps.trial import last_line, served
+from flows.steps.trial import served
 from flows.wiring import model_packages
 
 Say = Callable[[str], None]
@@ -224,12 +224,18 @@ def _looked(
                 "the memory?"
             )
         if done.returncode:
-            raise SpecInvalid(last_line(done.stderr, source, source))
+            raise SpecInvalid(_said(done.stderr))
         found: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
         if "needs" not in found:
             return found
         requirements.append(found["needs"])
-    raise SpecInvalid(last_line(done.stderr, source, source))
+    raise SpecInvalid(_said(done.stderr))
+
+
+def _said(output: str) -> str:
+    """The last line: what libraries complain of stands before it."""
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    return lines[-1] if lines else "nothing was said"
 
 
 def _record(settings: Settings, bundle: Path, into: Path, spec: ModelSpec, rows: list[dict[str, Any]]) -> int:

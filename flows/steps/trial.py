@@ -6,7 +6,6 @@ image that has been built and scanned.
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import subprocess
@@ -21,6 +20,7 @@ from flows.adapters.local import loopback
 from flows.adapters.packages import LOCK, Lock
 from flows.adapters.servers import verify
 from flows.domain.errors import SpecInvalid, VerificationFailed
+from flows.domain.logs import cause
 from flows.domain.spec import ModelSpec
 from flows.domain.verification import parse_samples
 from flows.settings import LOOPBACK, Settings
@@ -28,7 +28,6 @@ from flows.wiring import model_packages
 
 POLL_SECONDS = 0.1
 STOP_SECONDS = 20.0
-FATAL = "cannot start: "
 GPU = Path("/dev/nvidiactl")
 
 
@@ -62,7 +61,7 @@ def served(settings: Settings, bundle: Path, shown: Path, spec: ModelSpec) -> It
         cwd=settings.repository, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if sealed.returncode:
-        raise SpecInvalid(f"{shown}: cannot be sealed ({last_line(sealed.stderr, bundle, shown)})")
+        raise SpecInvalid(f"{shown}: cannot be sealed ({_last(sealed.stderr, bundle, shown)})")
     log = bundle.with_name(f"{bundle.name}.log")
     with socket.socket() as probe:
         probe.bind((LOOPBACK, 0))
@@ -100,11 +99,11 @@ def _await(
 ) -> None:
     while not _ready(url):
         if server.poll() is not None:
-            raise SpecInvalid(f"the model does not start: {last_line(log.read_text(), bundle, shown)}")
+            raise SpecInvalid(f"the model does not start: {_last(log.read_text(), bundle, shown)}")
         if time.monotonic() > deadline:
             raise SpecInvalid(
-                f"{shown}: no server was ready in time (resources.start_seconds); its log ends: "
-                f"{last_line(log.read_text(), bundle, shown)}"
+                f"{shown}: no server was ready in time (resources.start_seconds); its log says: "
+                f"{_last(log.read_text(), bundle, shown)}"
             )
         time.sleep(POLL_SECONDS)
 
@@ -116,15 +115,7 @@ def _ready(url: str) -> bool:
         return False
 
 
-def last_line(output: str, bundle: Path, shown: Path) -> str:
-    """Why a server ended, or the last line of its log, about the folder that the user knows."""
-    lines = [_message(line) for line in output.splitlines() if line.strip()] or ["(nothing was said)"]
-    reasons = [line.removeprefix(FATAL) for line in lines if line.startswith(FATAL)]
-    return (reasons or lines)[-1].replace(str(bundle), str(shown))[:600]
-
-
-def _message(line: str) -> str:
-    try:
-        return str(json.loads(line)["message"])
-    except (ValueError, KeyError, TypeError):
-        return line
+def _last(output: str, bundle: Path, shown: Path) -> str:
+    """Why a server ended, about the folder that the user knows."""
+    said = cause(output.splitlines()) or "nothing was said"
+    return said.replace(str(bundle), str(shown))[:600]
