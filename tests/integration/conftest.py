@@ -44,7 +44,7 @@ def type_in(state: Path, tmp_path: Path) -> TypeIn:
                 "MODELSERVE_STATE": str(state),
                 **pip,
             },
-            capture_output=True, text=True, check=False, timeout=280,
+            capture_output=True, text=True, check=False, timeout=600,
         )  # fmt: skip
         assert "Traceback" not in done.stderr, done.stderr
         return done.returncode, " ".join((done.stdout + done.stderr).split())

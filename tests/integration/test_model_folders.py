@@ -19,6 +19,8 @@ from flows.settings import Settings
 from flows.wiring import model_packages
 from tests.integration.conftest import TypeIn
 
+pytestmark = pytest.mark.timeout(900)  # environments of a gigabyte are made
+
 
 def made(state: Path, folder: Path, kind: str, requirements: str, script: str) -> Any:
     """Run a training in the environment of a kind of model; what it prints last, as JSON."""
@@ -199,6 +201,7 @@ print(json.dumps(model.serve(tf.constant([[1.0, 2.0, 3.0]]))["probability"].nump
 """
 
 
+@pytest.mark.thorough  # its wheel alone takes minutes: `.ci/run` plays it
 def test_a_saved_model_of_tensorflow(state: Path, tmp_path: Path, type_in: TypeIn) -> None:
     [[direct]] = made(state, tmp_path / "made", "tensorflow", "", TENSORFLOW)
     code, said = type_in("init", "flow", "--from", "made/saved")
