@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from uuid import UUID
@@ -14,6 +14,7 @@ from prefect.client.schemas.objects import State as RunState
 from prefect.exceptions import ObjectNotFound
 
 from flows.domain.errors import DependencyDown, PromotionRunning
+from flows.domain.spec import parse_spec
 from flows.wiring import ControlPlane
 
 LOOK_SECONDS = 0.5
@@ -30,15 +31,23 @@ class Started:
     url: str
 
 
-def start_promotion(plane: ControlPlane, model: str, version: int) -> Started:
-    """Create the flow run. Raises at once what would end it at once: unknown release, another promotion."""
-    plane.registry.release(model, version)
+def start_promotion(
+    plane: ControlPlane, model: str, version: int, say: Callable[[str], None] = print
+) -> Started:
+    """Create the flow run. Raises at once what would end it at once.
+
+    That is an unknown release, another promotion, or a scan that cannot be as the policy wants it.
+    """
+    release = plane.registry.release(model, version)
     is_open = plane.registry.standing(model).promotion
     if is_open is not None and is_open.version != version:
         raise PromotionRunning(
             f"{model} v{is_open.version} is being promoted ({is_open.state}, {is_open.weight} %); "
             f"wait for it, or end it with 'modelserve abort {model}'"
         )
+    if plane.settings.mode == "local":  # on a cluster another machine scans
+        spec = parse_spec(plane.registry.spec(model, version), f"{release.name}/model.yaml")
+        plane.scanner.ready(spec.scan, say)
     with prefect_client() as client:
         try:
             deployment = client.read_deployment_by_name("promote/promote")
