@@ -32,8 +32,8 @@ if [ -n "$index" ]; then
     fetch 'torch==\1+cpu' "$@" --index-url "$index" --timeout 10 --retries 1 && exit
     case $fallback in
         false | False | FALSE | 0 | no | off)
-            cat "$asked.said" >&2
-            echo "ERROR: $index gives no build of torch for CPUs, and MODELSERVE_TORCH_FALLBACK allows no other" >&2
+            echo "ERROR: MODELSERVE_TORCH_FALLBACK allows no build of torch but the one for CPUs from $index;" \
+                "pip says: $(grep -m 1 '^ERROR' "$asked.said" || tail -n 1 "$asked.said")" >&2
             exit 1
             ;;
     esac

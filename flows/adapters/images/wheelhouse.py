@@ -164,11 +164,11 @@ def _fetch_torch(folder: Path, device: str, torch: TorchSource) -> None:
 
 
 def _pin(constraints: Path, folder: Path) -> None:
-    """Hold torch to the build that its own index gave, local version label included."""
+    """Hold torch to the build that was fetched, to the letter: `==2.13.0` would also mean `2.13.0+cpu`."""
     (wheel,) = folder.glob("torch-*.whl")
     version = parse_wheel_filename(wheel.name)[1]
     lines = [line for line in constraints.read_text(encoding="utf-8").splitlines() if line[:7] != "torch=="]
-    constraints.write_text("\n".join([*lines, f"torch=={version}"]) + "\n", encoding="utf-8")
+    constraints.write_text("\n".join([*lines, f"torch==={version}"]) + "\n", encoding="utf-8")
 
 
 def _refuse_cuda(folder: Path, allowed: bool, progress: Callable[[str], None]) -> None:
