@@ -151,7 +151,7 @@ def _pip(folder: Path, requirements: Sequence[str], constraints: Path, *options:
 
 
 def _fetch_torch(folder: Path, device: str, torch: TorchSource) -> None:
-    pip = [sys.executable, "-m", "pip", "download", "--dest", folder]
+    pip: list[str | Path] = [sys.executable, "-m", "pip", "download", "--dest", folder]
     run(
         [torch.script, torch.digests, device, *pip],
         what=f"fetching torch for {'GPUs' if device == 'cuda' else 'CPUs'}",
