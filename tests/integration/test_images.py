@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import resource
 import shutil
 import subprocess
 import tarfile
@@ -18,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from flows.adapters.images import ImageBuilder, ImageRecipe
-from flows.adapters.images.engines import find_engine
+from flows.adapters.images.engines import _own_limits, find_engine
 from flows.adapters.scanner import Scanner
 from flows.domain.errors import ArtifactCorrupt, ImageFailed
 from flows.domain.release import Release
@@ -286,6 +287,16 @@ def test_a_docker_client_without_an_engine_is_told_apart(
     monkeypatch.setattr("shutil.which", lambda name: str(client) if name == "docker" else None)
     with pytest.raises(ImageFailed, match="no Docker engine answers"):
         find_engine(tmp_path)
+
+
+@pytest.mark.parametrize(("hard", "asked"), [(4096, ["--ulimit", "nofile=1024:4096"]), (-1, [])])
+def test_a_build_has_the_limits_of_who_builds(
+    monkeypatch: pytest.MonkeyPatch, hard: int, asked: list[str]
+) -> None:
+    """A newer Buildah raises them to a million by itself, and fails where it may not: in most containers."""
+    limits = {resource.RLIMIT_NOFILE: (1024, hard), resource.RLIMIT_NPROC: (resource.RLIM_INFINITY,) * 2}
+    monkeypatch.setattr("resource.getrlimit", limits.__getitem__)
+    assert _own_limits() == asked
 
 
 def test_the_real_recipe_is_clean_for_hadolint() -> None:
