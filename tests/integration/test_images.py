@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -297,6 +298,15 @@ def test_a_build_has_the_limits_of_who_builds(
     limits = {resource.RLIMIT_NOFILE: (1024, hard), resource.RLIMIT_NPROC: (resource.RLIM_INFINITY,) * 2}
     monkeypatch.setattr("resource.getrlimit", limits.__getitem__)
     assert _own_limits() == asked
+
+
+@pytest.mark.parametrize("name", ["serving/Containerfile", "flows/Containerfile"])
+def test_no_stage_that_runs_something_declares_an_argument(name: str) -> None:
+    """Buildah would write the argument before the command into the history, and Trivy read none of it."""
+    stages = re.split(r"^FROM ", (ROOT / name).read_text(), flags=re.MULTILINE)[1:]
+    words = [set(re.findall(r"^([A-Z]+) ", stage, re.MULTILINE)) for stage in stages]
+    assert any("RUN" in found for found in words)
+    assert not [found for found in words if {"RUN", "ARG"} <= found]
 
 
 def test_the_real_recipe_is_clean_for_hadolint() -> None:

@@ -67,7 +67,7 @@ class ImageBuilder:
             started = time.monotonic()
             tag = f"{self._recipe.repository}/{self._recipe.name}:{device}"
             with self._context(device) as context:
-                arguments = {"BASE": base, "PYTHON": PYTHON, "DEVICE": device}
+                arguments = {"BASE": base, "DEVICE": device}
                 self._engine.build(self._recipe.containerfile, "runtime", arguments, context, tag)
             digest = self._copy(tag, f"{self._recipe.name}-{device}")
             try:
@@ -97,7 +97,6 @@ class ImageBuilder:
                 stage_bundle(release, bundle, context / "bundle")
                 arguments = {
                     "BASE": base,
-                    "PYTHON": PYTHON,
                     "DEVICE": device,
                     "PACKAGES": self._stage_packages(bundle, context / "packages"),
                     "MODEL": release.model,
