@@ -21,7 +21,9 @@ from serving.telemetry import Telemetry
 from serving.watching.samples import Sampler
 from serving.watching.shadow import Shadow
 
-_HIT = ((b"x-cache", b"hit"),)
+_HIT = ((b"x-cache", b"hit"), (b"x-envoy-upstream-canary", b"true"))
+"""For clients, and for Envoy, which keeps a histogram of its own for answers that say so: the judge compares
+known answers with known ones and computed with computed ones."""
 Done = Callable[[Answer], None]
 
 
@@ -47,7 +49,9 @@ class Predictions:
                 content, rows = known
                 self.telemetry.cache_hits += rows
                 return self.answered(call, content, hit=True)
-        asked = _Asked(self, call, self.codec.decode(call.body), deadline, done)
+        payload = self.codec.decode(call.body)
+        payload.counted = not call.pinned
+        asked = _Asked(self, call, payload, deadline, done)
         if self.cache is None:
             asked.compute(asked.payload, None, asked.computed)
         else:
@@ -56,7 +60,7 @@ class Predictions:
 
     def answered(self, call: Call, content: bytes, hit: bool = False) -> Answer:
         shadow = self.shadow
-        if shadow is not None and shadow.chosen():
+        if shadow is not None and not call.pinned and shadow.chosen():
             assert call.body is not None
             seconds = time.monotonic() - call.started
             call.after = partial(shadow.offer, call.body, content, call.request_id, seconds)
@@ -64,6 +68,7 @@ class Predictions:
 
     async def run(self, call: Call, payload: Payload, deadline: float) -> Result:
         """Rows through the model for a client that waits, without the cache and the shadow."""
+        payload.counted = not call.pinned
         result = await self.batcher.submit(payload, deadline, call.gone)
         if self.sampler is not None:
             self.sampler.offer(call.request_id, payload, result)

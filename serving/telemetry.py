@@ -112,7 +112,7 @@ class Telemetry:
                 ("shadow_failed", "Copies that the shadow did not answer", ()),
                 ("shadow_compared", "Rows compared with the shadow's answer", ()),
                 ("shadow_disagreed", "Rows on which the shadow disagreed", ()),
-                ("outputs", "Rows answered by the model, by class or score bin", ("bin",)),
+                ("outputs", "Requests that the model answered, by class or bin of their first row", ("bin",)),
                 ("invalid_outputs", "Model calls whose answer broke the signature", ()),
                 ("samples_dropped", "Rows that were not sampled: too many, too large, or Redis absent", ()),
                 ("samples_sent", "Rows written to the drift samples", ()),

@@ -25,7 +25,9 @@ from flows.domain.judge.policy import PromotionPolicy
 from flows.domain.judge.verdict import Verdict
 from flows.domain.judge.windows import Window, unobserved
 from flows.domain.promotion import Promotion, Standing, State
+from flows.domain.release import release_name
 from flows.domain.routes import Routes
+from flows.steps import hotfix
 from flows.steps.restore import condemnation, stay
 from flows.wiring import ControlPlane
 
@@ -36,7 +38,10 @@ Show = Callable[[Window, Verdict], None]
 def announce(
     plane: ControlPlane, promotion: Promotion, policy: PromotionPolicy, say: Callable[[str], None]
 ) -> None:
-    """Say what this promotion can find, and when, before it starts."""
+    """Say what this promotion can find, and when, before it starts; of a hotfix also who wants it."""
+    asked = hotfix.agreed(plane.registry.events(promotion.model, promotion))
+    if asked is not None:
+        say(hotfix.sentence(asked))
     try:
         requests_per_second, error_rate = plane.counters.recent(promotion.model)
     except DependencyDown as error:
@@ -45,7 +50,9 @@ def announce(
     forecast = plan(policy, requests_per_second, error_rate)
     for sentence in forecast.sentences:
         say(sentence)
-    plane.registry.note(promotion.model, "planned", {"sentence": "; ".join(forecast.sentences)}, promotion)
+    sentences = [hotfix.sentence(asked)] if asked is not None else []
+    detail = {"sentence": "; ".join([*sentences, *forecast.sentences])}
+    plane.registry.note(promotion.model, "planned", detail, promotion)
 
 
 def watch(
@@ -170,7 +177,7 @@ class Record:
     def _measure(self, standing: Standing, began: float) -> Window:
         newcomer = self._promotion.version
         rival = standing.stable if standing.canary is not None else standing.previous
-        canary = standing.version(newcomer).name
+        canary = release_name(standing.model, newcomer)
         stable = rival.name if rival is not None and rival.version != newcomer else None
         after = self._look(self._before)
         if self._before is None or after is None:

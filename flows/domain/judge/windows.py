@@ -54,9 +54,22 @@ class Counts:
     """Of the requests, those answered 400, 415 or 422: they do not fit this release."""
     sent: int | None = None
     """Requests that the gateway sent to this release and that have ended, answered or not."""
+    cached: int = 0
+    """Of the timed, those whose answers were known already: a release begins with an empty cache."""
+    cached_slow: Mapping[float, int] = field(default_factory=dict)
+    """As `slow`, of these."""
 
     def __post_init__(self) -> None:
-        for name in ("requests", "errors", "timed", "invalid", "compared", "disagreed", "started"):
+        for name in (
+            "requests",
+            "errors",
+            "timed",
+            "invalid",
+            "compared",
+            "disagreed",
+            "started",
+            "cached",
+        ):
             _check_count(name, getattr(self, name))
         for name in ("predicted", "refused", "sent"):
             if getattr(self, name) is not None:
@@ -72,6 +85,10 @@ class Counts:
                 f"refused: {self.refused} and predicted: {self.predicted} beside {self.errors} errors exceed "
                 f"the {self.requests} requests; check the rules"
             )
+        if self.cached > self.timed or any(
+            count > min(self.cached, self.slow.get(bound, 0)) for bound, count in self.cached_slow.items()
+        ):
+            raise EvidenceInvalid(f"cached: {self.cached} answers are more than those they are part of")
         if self.disagreed > self.compared:
             raise EvidenceInvalid(f"disagreed: {self.disagreed} of {self.compared} compared cannot be")
         ceiling = self.timed
@@ -98,6 +115,8 @@ class Counts:
             _both(self.predicted, other.predicted),
             _both(self.refused, other.refused),
             _both(self.sent, other.sent),
+            self.cached + other.cached,
+            _add(self.cached_slow, other.cached_slow),
         )
 
 
@@ -192,10 +211,18 @@ def _counts_to_json(counts: Counts) -> dict[str, Any]:
     content = {one.name: getattr(counts, one.name) for one in fields(counts)}
     return content | {
         "slow": {repr(bound): count for bound, count in counts.slow.items()},
+        "cached_slow": {repr(bound): count for bound, count in counts.cached_slow.items()},
         "outputs": dict(counts.outputs),
     }
 
 
 def _counts_from_json(content: Mapping[str, Any]) -> Counts:
-    slow = {float(bound): count for bound, count in content["slow"].items()}
-    return Counts(**{**content, "slow": dict(sorted(slow.items())), "outputs": dict(content["outputs"])})
+    bounds = {
+        name: {float(bound): count for bound, count in sorted(content.get(name, {}).items(), key=_bound)}
+        for name in ("slow", "cached_slow")
+    }
+    return Counts(**{**content, **bounds, "outputs": dict(content["outputs"])})
+
+
+def _bound(item: tuple[str, int]) -> float:
+    return float(item[0])

@@ -31,7 +31,7 @@ def test_a_scan_that_cannot_be_as_required_keeps_a_promotion_from_beginning(
     story.register(1)
     said: list[str] = []
     with pytest.raises(ScanImpossible, match=r"nothing was built: scan.mode of model.yaml is require"):
-        start_promotion(blind, "flights", 1, said.append)
+        start_promotion(blind, "flights", 1, say=said.append)
     assert said == ["scanner: downloading the vulnerability database"]
     assert blind.registry.standing("flights").promotion is None
 
