@@ -133,17 +133,23 @@ def status() -> None:
 
 
 @app.command("prepare", rich_help_panel="This machine")
-def prepare_images() -> None:
+def prepare_images(
+    database: Annotated[
+        bool, typer.Option("--database", help="Only fetch the scanner's vulnerability database.")
+    ] = False,
+) -> None:
     """Make what images are built on: base system and Python packages. Once, about three minutes."""
     from flows.domain.spec import ScanPolicy
     from flows.wiring import image_builder, scanner
 
     chosen = settings()
-    runtime = image_builder(chosen).prepare(progress=say)
     trivy = scanner(chosen)
+    runtime = "" if database else image_builder(chosen).prepare(progress=say)
     problem = trivy.refresh(progress=say)
     if problem:
         say(f"scanner: no vulnerability database could be downloaded: {problem}")
+    if database:
+        raise typer.Exit(1 if problem else 0)
     # What is known of these layers is kept: a release's scan then reads the release's own layer only.
     say("scanner: reading what all images share (about a minute the first time)")
     say(trivy.scan(runtime, ScanPolicy(mode="record")).sentence)
@@ -279,7 +285,7 @@ def promote(
     if reason and not hotfix:
         raise typer.BadParameter("--reason is recorded of a --hotfix only")
     control = plane()
-    started = start_promotion(control, model, version, (who, reason) if hotfix else None)
+    started = start_promotion(control, model, version, (who, reason) if hotfix else None, say=say)
     how = "is under way already, this joins it" if started.joined else "started"
     say(f"promotion of {model} v{version} {how}: {started.url}")
     if hotfix:
@@ -565,3 +571,7 @@ def main() -> None:
     except ModelServeError as error:
         errors.print(f"[bold red]error:[/] {escape(' '.join(str(error).split()))}")
         sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

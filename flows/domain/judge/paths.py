@@ -362,6 +362,8 @@ def calmly(policy: PromotionPolicy, counted: Tally) -> Tally:
     """The same with the windows emptied in which the stable broke the service level. Chosen by the stable's
     errors alone: what is left out can only make it look better."""
     kept = ~incidents.failing(counted.stable_errors, counted.stable, counted.seconds, policy.slo_error_rate)
+    if kept.all():
+        return counted
     arms = ("canary", "canary_errors", "stable", "stable_errors")
     return replace(counted, **{arm: getattr(counted, arm) * kept for arm in arms})
 
@@ -375,7 +377,8 @@ def spared(policy: PromotionPolicy, counted: Tally) -> NDArray[np.bool_]:
 def rescues(policy: PromotionPolicy, counted: Tally) -> NDArray[np.bool_]:
     """Whether the canary is spared, after every window, of a failure that lasts: each step is a relief."""
     level, new = policy.slo_error_rate, _shifted(counted)
-    return spared(policy, counted) & incidents.lasting(counted.stable_errors, counted.stable, level, new)
+    found = incidents.lasting(counted.stable_errors, counted.stable, level, new)
+    return found & spared(policy, counted) if found.any() else found
 
 
 def hastened(policy: PromotionPolicy) -> float:
