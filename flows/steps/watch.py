@@ -18,6 +18,7 @@ from flows.domain.errors import (
     PromotionRejected,
     PromotionUnproven,
 )
+from flows.domain.judge.asked import Metric
 from flows.domain.judge.counters import Snapshot, difference
 from flows.domain.judge.judging import judge, judge_promoted
 from flows.domain.judge.plan import duration, plan
@@ -63,7 +64,7 @@ def watch(
     missing, PromotionLost when somebody else took the turn.
     """
     _refuse_the_condemned(plane, promotion)
-    record = Record(plane, promotion, weight)
+    record = Record(plane, promotion, weight, policy.metrics)
     while True:
         verdict = record.next_window(policy.window_seconds, lambda windows: judge(policy, windows))
         show(record.windows[-1], verdict)
@@ -134,10 +135,13 @@ def _unapproved(
 class Record:
     """A promotion's windows: the stored ones, and the ones to come."""
 
-    def __init__(self, plane: ControlPlane, promotion: Promotion, weight: int) -> None:
+    def __init__(
+        self, plane: ControlPlane, promotion: Promotion, weight: int, metrics: Sequence[Metric] = ()
+    ) -> None:
         self._plane = plane
         self._promotion = promotion
         self._weight = weight
+        self._metrics = metrics
         stored = plane.registry.windows(promotion)
         self.windows = [Window.from_json(window.content) for window in stored]
         self.ramp = sum(not window.watching for window in stored)
@@ -187,7 +191,7 @@ class Record:
         try:
             standing = self._plane.registry.standing(self._promotion.model)
             names = [release.name for release in standing.releases if release.in_service]
-            return self._plane.counters.snapshot(names, earlier)
+            return self._plane.counters.snapshot(names, earlier, self._metrics)
         except DependencyDown as error:
             self._trouble = str(error)
             return None

@@ -13,10 +13,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from flows.domain.judge.windows import Counts, EvidenceInvalid, Window, unobserved
+from flows.domain.judge.windows import Counts, EvidenceInvalid, Pair, Window, unobserved
 
 GATEWAY_KINDS = frozenset({"requests", "refused", "sent", "active", "latency"})
 """Kinds that the gateway counts for both arms; the others are counted by the releases' own servers."""
+METRIC_KINDS = frozenset({"bad", "total"})
+"""Kinds that somebody else counts: their label is a metric's name and the labels of its series."""
+OTHERS_KINDS = METRIC_KINDS | {"outcomes", "loss", "differences"}
+"""Kinds that neither the gateway nor the servers count; the last ones whoever watches the promotion."""
 GAUGES = frozenset({"active"})
 """Kinds that may fall without a restart."""
 SKEW_SECONDS = 5.0
@@ -28,7 +32,8 @@ class Series(NamedTuple):
 
     `kind` and its `label`: requests (class "2" to "5"), refused, sent, active (no label), latency (bound in
     seconds, "inf" for all), served and took (requests and latency as the server counts them), outputs (bin),
-    invalid, compared, disagreed (no label).
+    invalid, compared, disagreed (no label), segment and segment_errors (`column=value`), bad and total,
+    outcomes, loss (no label), differences (hundredths).
     `pod` is who reports it: a gateway instance for GATEWAY_KINDS, else a server.
     """
 
@@ -63,6 +68,11 @@ class Snapshot:
         known = {**earlier.gone, **earlier.counters}
         gone = {series: value for series, value in known.items() if series not in self.counters}
         return Snapshot(self.at, self.counters, self.scraped, gone, self.problem)
+
+    def joined(self, counters: Mapping[Series, float]) -> Snapshot:
+        """With counters that somebody else has counted at about the same time."""
+        gone = {series: value for series, value in self.gone.items() if series not in counters}
+        return Snapshot(self.at, {**self.counters, **counters}, self.scraped, gone, self.problem)
 
     def doubt(self, fresh_seconds: float) -> str:
         """Why nothing can be concluded from this snapshot; empty when something can."""
@@ -202,14 +212,44 @@ def _counts(
         outputs={label: amount for (kind, label), amount in sorted(sums.items()) if kind == "outputs"},
         compared=_total(sums, "compared"),
         disagreed=_total(sums, "disagreed"),
-        reported=any(one.release == release and one.kind not in GATEWAY_KINDS for one in after.counters),
+        reported=any(
+            one.release == release and one.kind not in GATEWAY_KINDS | OTHERS_KINDS for one in after.counters
+        ),
         started=_started(release, before, after),
         predicted=sums["requests", "2"],
         # Another family of the gateway's page than the requests: it may have been read an instant later.
         refused=min(_total(sums, "refused"), sums["requests", "4"]),
         # What is under way at the end is not lost, and what was at the beginning has ended since.
         sent=max(0, _total(sums, "sent") - _total(sums, "active")),
+        segments=_segments(sums),
+        metrics=_metrics(sums),
+        outcomes=_total(sums, "outcomes"),
+        loss=_total(sums, "loss"),
+        differences={
+            label: amount
+            for (kind, label), amount in sorted(sums.items())
+            if kind == "differences" and amount
+        },
     )
+
+
+def _segments(sums: Mapping[tuple[str, str], int]) -> dict[str, Pair]:
+    # Two counters of one page, of which several workers may write one a moment later.
+    return {
+        label: (min(sums.get(("segment_errors", label), 0), total), total)
+        for (kind, label), total in sorted(sums.items())
+        if kind == "segment"
+    }
+
+
+def _metrics(sums: Mapping[tuple[str, str], int]) -> dict[str, Pair]:
+    found: dict[str, Pair] = {}
+    for (kind, label), amount in sorted(sums.items()):
+        if kind in METRIC_KINDS:
+            name = label.partition("{")[0]
+            bad, total = found.get(name, (0, 0))
+            found[name] = (bad + amount, total) if kind == "bad" else (bad, total + amount)
+    return found
 
 
 def _started(release: str, before: Snapshot, after: Snapshot) -> int:

@@ -13,11 +13,13 @@ import numpy as np
 from flows.domain.judge.evidence import Array, ratio_logs
 from flows.domain.judge.paths import (
     Tally,
+    asked,
     better,
     certificate,
     certified,
     combined,
     final_weight,
+    gate_weights,
     last_proving_step,
     passed,
     path,
@@ -66,6 +68,7 @@ def plan(policy: PromotionPolicy, requests_per_second: float, base_error_rate: f
         _found_sentence(traffic, rate, find, accepted is not None, deadline),
         _certified_sentence(certify, deadline),
         _forgiven_sentence(policy),
+        *_shared_sentence(policy),
     ]
     if certify is None or certify > deadline:
         enough = f"; {duration(certify)} would be enough" if certify is not None else ""
@@ -196,6 +199,19 @@ def _forgiven_sentence(policy: PromotionPolicy) -> str:
     seconds = warm_up(policy)
     warming = f"; slowness in the first {duration(seconds)} of a step or of a server counts for nothing"
     return pauses + (warming if seconds and policy.weights.latency else "")
+
+
+def _shared_sentence(policy: PromotionPolicy) -> list[str]:
+    """How alpha is shared, where the model asks for gates of its own: each costs the others a little."""
+    if not policy.segments and not policy.metrics:
+        return []
+    weights = gate_weights(policy, asked(policy))
+    whole = sum(weights.values())
+    shares = [f"{name} {100 * weight / whole:.2g} %" for name, weight in weights.items()]
+    sentence = f"of the {100 * policy.alpha:.2g} % to reject a healthy canary, gates get: {', '.join(shares)}"
+    if policy.segments:
+        sentence += f"; all values of {' and '.join(policy.segments)} share that of segments"
+    return [sentence]
 
 
 def duration(seconds: float) -> str:

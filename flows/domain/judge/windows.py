@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 from flows.domain.errors import ModelServeError
 
 Key = TypeVar("Key")
+Pair = tuple[int, int]
+"""Bad ones, and all of them."""
 
 
 class EvidenceInvalid(ModelServeError):
@@ -54,15 +56,42 @@ class Counts:
     """Of the requests, those answered 400, 415 or 422: they do not fit this release."""
     sent: int | None = None
     """Requests that the gateway sent to this release and that have ended, answered or not."""
+    segments: Mapping[str, Pair] = field(default_factory=dict)
+    """`column=value` → failed requests with such a row, and all, as the servers count them."""
+    metrics: Mapping[str, Pair] = field(default_factory=dict)
+    """Metric that the policy asks for → bad ones, and all; slow bad ones may be more than all of a window."""
+    outcomes: int = 0
+    """Rows whose truth became known, whenever they were answered."""
+    loss: int = 0
+    """How wrong they were together, each at most 1; what is left of a whole one is carried on."""
+    differences: Mapping[str, int] = field(default_factory=dict)
+    """The canary's loss minus the stable's, of pairs of rows, in hundredths → how many. Only of a canary."""
 
     def __post_init__(self) -> None:
-        for name in ("requests", "errors", "timed", "invalid", "compared", "disagreed", "started"):
+        for name in (
+            "requests",
+            "errors",
+            "timed",
+            "invalid",
+            "compared",
+            "disagreed",
+            "started",
+            "outcomes",
+            "loss",
+        ):
             _check_count(name, getattr(self, name))
         for name in ("predicted", "refused", "sent"):
             if getattr(self, name) is not None:
                 _check_count(name, getattr(self, name))
         for label, count in (*self.slow.items(), *self.outputs.items()):
             _check_count(f"slow[{label}]" if label in self.slow else f"outputs[{label}]", count)
+        for name, pair in (*self.segments.items(), *self.metrics.items()):
+            for count in pair:
+                _check_count(name, count)
+        for difference, count in self.differences.items():
+            _check_count(f"differences[{difference}]", count)
+        if self.loss > self.outcomes:
+            raise EvidenceInvalid(f"loss: {self.loss} of {self.outcomes} outcomes cannot be")
         if self.errors > self.requests:
             raise EvidenceInvalid(
                 f"errors: {self.errors} of {self.requests} requests cannot be; check the rules"
@@ -98,6 +127,11 @@ class Counts:
             _both(self.predicted, other.predicted),
             _both(self.refused, other.refused),
             _both(self.sent, other.sent),
+            _add_pairs(self.segments, other.segments),
+            _add_pairs(self.metrics, other.metrics),
+            self.outcomes + other.outcomes,
+            self.loss + other.loss,
+            _add(self.differences, other.differences),
         )
 
 
@@ -184,6 +218,11 @@ def _add(left: Mapping[Key, int], right: Mapping[Key, int]) -> dict[Key, int]:
     return {key: left.get(key, 0) + right.get(key, 0) for key in {**left, **right}}
 
 
+def _add_pairs(left: Mapping[str, Pair], right: Mapping[str, Pair]) -> dict[str, Pair]:
+    pairs = [(key, left.get(key, (0, 0)), right.get(key, (0, 0))) for key in {**left, **right}]
+    return {key: (one[0] + other[0], one[1] + other[1]) for key, one, other in pairs}
+
+
 def _both(left: int | None, right: int | None) -> int | None:
     return right if left is None else left if right is None else left + right
 
@@ -193,9 +232,17 @@ def _counts_to_json(counts: Counts) -> dict[str, Any]:
     return content | {
         "slow": {repr(bound): count for bound, count in counts.slow.items()},
         "outputs": dict(counts.outputs),
+        "segments": {name: list(pair) for name, pair in counts.segments.items()},
+        "metrics": {name: list(pair) for name, pair in counts.metrics.items()},
+        "differences": dict(counts.differences),
     }
 
 
 def _counts_from_json(content: Mapping[str, Any]) -> Counts:
     slow = {float(bound): count for bound, count in content["slow"].items()}
-    return Counts(**{**content, "slow": dict(sorted(slow.items())), "outputs": dict(content["outputs"])})
+    pairs = {
+        kind: {name: (bad, total) for name, (bad, total) in content.get(kind, {}).items()}
+        for kind in ("segments", "metrics")
+    }
+    mappings = {"slow": dict(sorted(slow.items())), "outputs": dict(content["outputs"]), **pairs}
+    return Counts(**{**content, **mappings})
