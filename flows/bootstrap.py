@@ -24,6 +24,7 @@ from prefect.workers.process import ProcessWorker
 
 from flows.adapters import stack
 from flows.adapters.registry import Registry
+from flows.adapters.stack import moving
 from flows.domain.errors import DependencyDown
 from flows.settings import Settings
 
@@ -44,8 +45,12 @@ def bring_up(settings: Settings, say: Callable[[str], None]) -> None:
 
 def prepare_services(settings: Settings) -> None:
     """Bring the registry's schema up to date and tell the Prefect server about the flows."""
-    Registry(settings.registry_url).migrate()
+    registry = Registry(settings.registry_url)
+    registry.migrate()
+    if old := moving.moved_from(settings):
+        registry.move_bundles(old.as_uri(), settings.state.as_uri())
     bootstrap(settings)
+    moving.settled(settings)
 
 
 def bootstrap(settings: Settings) -> None:

@@ -92,6 +92,9 @@ class Settings(BaseSettings):
     """A promotion whose run has not been heard of for this long is nobody's: the sweep restores it."""
     cooldown_seconds: float = Field(default=600, ge=0)
     """After an alert has rolled a model back, further alerts do not, for this long."""
+    notify: str = Field(default="", repr=False)
+    """Who is told when a promotion ends, waits or needs somebody: URLs of Apprise (`mailto://…`, `slack://…`,
+    https://appriseit.com/services/), separated by blanks. They hold secrets. Empty: nobody."""
     image_tags_allowed: bool = False
     """Let the cluster run images by tag instead of by digest; for test clusters without a registry."""
     alerts_host: str = LOOPBACK

@@ -17,6 +17,7 @@ from flows.domain.release import parse_release_name
 from flows.domain.spec import parse_spec
 from flows.steps.experimenting import give_back_abandoned
 from flows.steps.restore import Restored, bring_home, reconcile
+from flows.steps.telling import tell
 from flows.wiring import ControlPlane, control_plane
 
 log = logging.getLogger(__name__)
@@ -33,6 +34,8 @@ class Swept:
     problems: tuple[str, ...]
     given_back: tuple[str, ...] = ()
     """Experiments that nobody drove any more, a sentence each."""
+    untold: tuple[str, ...] = ()
+    """What people could not be told. The sweep has done its work all the same."""
 
     @property
     def sentences(self) -> list[str]:
@@ -40,11 +43,12 @@ class Swept:
         lines += self.given_back
         lines += [f"{name}: left-over servers stopped" for name in self.stopped]
         lines += [f"problem: {problem}" for problem in self.problems]
+        lines += self.untold
         return lines or ["nothing to do: every promotion is driven, every rollback settled"]
 
 
 def sweep_once(plane: ControlPlane) -> Swept:
-    """Restore abandoned promotions, finish interrupted rollbacks, stop left-over servers.
+    """Restore abandoned promotions, finish interrupted rollbacks, stop left-over servers, tell people.
 
     One model's trouble never keeps another from being swept.
     """
@@ -68,7 +72,9 @@ def sweep_once(plane: ControlPlane) -> Swept:
     stopped = _stop_left_over(plane, problems)
     if not problems:
         plane.registry.beat(SWEEP)
-    return Swept(tuple(restored), tuple(stopped), tuple(problems), tuple(given_back))
+    # Last: a mail server that does not answer keeps no traffic waiting.
+    untold = tell(plane)
+    return Swept(tuple(restored), tuple(stopped), tuple(problems), tuple(given_back), tuple(untold))
 
 
 def _watches_blind(plane: ControlPlane, promotion: Promotion) -> bool:
@@ -92,7 +98,7 @@ def _stop_left_over(plane: ControlPlane, problems: list[str]) -> list[str]:
             model, version = parse_release_name(name)
             with plane.registry.turn(model) as turn:
                 standing = turn.standing()
-                release = standing.version(version)
+                release = turn.release(version)
                 # Looked at again under the turn: a promotion of it may have begun since.
                 if not release.in_service and standing.retreat is None:
                     plane.platform.stop(release)

@@ -67,7 +67,7 @@ def _there(path: Path) -> Path | None:
 
 
 def _newest_spec(plane: ControlPlane, standing: Standing) -> ModelSpec:
-    release = standing.stable or standing.canary or max(standing.releases, key=lambda one: one.version)
+    release = standing.stable or standing.canary or plane.registry.releases(standing.model, last=1)[0]
     return parse_spec(plane.registry.spec(standing.model, release.version), f"{release.name}/model.yaml")
 
 

@@ -3,7 +3,7 @@
     python monitoring/panels.py http://127.0.0.1:9090 [postgresql://...]
 
 A dashboard rots silently: a series is renamed and a panel stays empty until the night somebody needs it. So
-the demo runs this while traffic flows. Panels of series that only a cluster has (dashboards tagged `cluster`)
+this asks as Grafana does, for a stretch of time that ends now, in which there was traffic. Panels of series that only a cluster has (dashboards tagged `cluster`)
 and panels of logs are not asked; `skipped()` lists them, and the program prints how many there are.
 """
 
@@ -23,6 +23,7 @@ from typing import Any
 
 FOLDER = Path(__file__).parent / "dashboards"
 _TIMEOUT_SECONDS = 30
+_LOOK_BACK_SECONDS, _STEP_SECONDS = 900, 15
 
 
 @dataclass(frozen=True)
@@ -111,26 +112,28 @@ def empty_panels(prometheus: str, registry: str | None = None, folder: Path = FO
 def _first_model(prometheus: str) -> str:
     models = [
         series["metric"].get("model", "")
-        for series in _vector(prometheus, "group by (model) (modelserve_release_weight)")
+        for series in _series(prometheus, "group by (model) (modelserve_release_weight)")
     ]
     return min(models, default="none")
 
 
-def _vector(prometheus: str, expression: str) -> list[dict[str, Any]]:
-    arguments = urllib.parse.urlencode({"query": expression, "time": f"{time.time():.3f}"})
-    with urllib.request.urlopen(f"{prometheus}/api/v1/query?{arguments}", timeout=_TIMEOUT_SECONDS) as answer:
+def _series(prometheus: str, expression: str) -> list[dict[str, Any]]:
+    now = time.time()
+    stretch = {"start": f"{now - _LOOK_BACK_SECONDS:.3f}", "end": f"{now:.3f}", "step": str(_STEP_SECONDS)}
+    url = f"{prometheus}/api/v1/query_range?{urllib.parse.urlencode({'query': expression, **stretch})}"
+    with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as answer:
         result: list[dict[str, Any]] = json.load(answer)["data"]["result"]
     return result
 
 
 def _ask_prometheus(prometheus: str, expression: str) -> str:
     try:
-        series = _vector(prometheus, expression)
+        series = _series(prometheus, expression)
     except urllib.error.HTTPError as error:
         return f"{json.load(error).get('error', error)} in {expression}"
     if not series:
         return f"no series for {expression}"
-    if all(one["value"][1] == "NaN" for one in series):
+    if all(value == "NaN" for one in series for _, value in one["values"]):
         return f"only NaN for {expression}"
     return ""
 

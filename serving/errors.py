@@ -6,6 +6,7 @@
     ├── NotFound          404  no such route, model or version here
     ├── WrongMethod       405
     ├── SlowBody          408  the body did not arrive in time
+    ├── ClientDeadline    408  the deadline that the client chose passed, or could not be met
     ├── TooLarge          413  more bytes than this model takes
     ├── Unsupported       415  a media type or an encoding that is not spoken here
     ├── Invalid           422  well-formed, but not what the signature says; names the field
@@ -13,8 +14,9 @@
     ├── ClientGone        499  nobody waits for the answer any more; it is only counted
     ├── ModelFault        500  the model raised, or answered what its signature forbids
     │   └── InvalidOutput      the latter; WrongForm where no input can make it right
-    ├── Unavailable       503  starting, draining, full, or hopeless within the deadline; Retry-After
-    └── Expired           504  the deadline passed
+    ├── Unavailable       503  starting, draining or full; Retry-After
+    │   └── Hopeless           the work that waits takes longer than the deadline
+    └── Expired           504  the server's own deadline passed
 
 Only the client's own mistakes are 4xx and every fault of the server is 5xx: the promotion gates count them.
 
@@ -103,6 +105,12 @@ class SlowBody(Problem):
     status, title, reason = 408, "Request body too slow", "slow_body"
 
 
+class ClientDeadline(Problem):
+    """Whoever chose less time than the server's own limit has given up, politely: no fault of the server."""
+
+    status, title, reason = 408, "Your deadline passed", "client_deadline"
+
+
 class TooLarge(Problem):
     status, title, reason = 413, "Request body too large", "too_large"
 
@@ -139,6 +147,10 @@ class WrongForm(InvalidOutput):
 
 class Unavailable(Problem):
     status, title, reason = 503, "Not available now", "full"
+
+
+class Hopeless(Unavailable):
+    reason = "hopeless"
 
 
 class Expired(Problem):

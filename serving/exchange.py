@@ -9,7 +9,17 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from serving.errors import BadRequest, ClientGone, Problem, SlowBody, TooLarge, Unsupported
+from serving.errors import (
+    BadRequest,
+    ClientDeadline,
+    ClientGone,
+    Expired,
+    Hopeless,
+    Problem,
+    SlowBody,
+    TooLarge,
+    Unsupported,
+)
 
 logger = logging.getLogger("serving.request")
 
@@ -20,6 +30,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 JSON = b"application/json"
 PROBLEM = b"application/problem+json"
 _JSON_TYPES = frozenset({b"", JSON, b"application/json; charset=utf-8", b"application/json;charset=utf-8"})
+VERSION_HEADER = b"x-model-version"
 CLOSE = (b"connection", b"close")
 """The header of a connection's last answer."""
 _SWEEP_SECONDS = 0.25
@@ -46,7 +57,18 @@ class Answer:
 class Call:
     """A request as the handlers see it. `started` is on the clock of time.monotonic."""
 
-    __slots__ = ("after", "body", "client", "headers", "problem", "receive", "request_id", "scope", "started")
+    __slots__ = (
+        "after",
+        "body",
+        "client",
+        "headers",
+        "hurried",
+        "problem",
+        "receive",
+        "request_id",
+        "scope",
+        "started",
+    )
 
     def __init__(
         self,
@@ -69,6 +91,14 @@ class Call:
         self.problem: Problem | None = None
         self.client = ""
         """Whose key it came with, where keys are needed."""
+        self.hurried = False
+        """The client has chosen a deadline that is shorter than the server's own."""
+
+    @property
+    def pinned(self) -> bool:
+        """The client has named the release, by a header that nothing carries which the split sends. Whoever
+        chooses his release must not move what releases are compared by."""
+        return VERSION_HEADER in self.headers
 
     async def gone(self) -> None:
         """Return when the client has closed the connection."""
@@ -86,7 +116,16 @@ class Call:
             seconds = math.nan
         if not seconds > 0 or math.isinf(seconds):
             raise BadRequest("X-Request-Timeout must be a number of seconds above 0")
+        self.hurried = seconds < default_seconds
         return self.started + min(seconds, default_seconds)
+
+    def ended_in(self, error: Exception) -> Problem:
+        """What the client is told of it, which is also kept as the call's problem."""
+        problem = error if isinstance(error, Problem) else fault(self, error)
+        if self.hurried and isinstance(problem, Expired | Hopeless):
+            problem = ClientDeadline(problem.detail, retry_after=problem.retry_after)
+        self.problem = problem.without_traceback()
+        return problem
 
 
 Handler = Callable[[Call], Awaitable[Answer]]
@@ -102,8 +141,7 @@ async def answered(handler: Handler, call: Call) -> Answer:
 
 def failed(call: Call, error: Exception) -> Answer:
     """The answer that a call gets which ended in `error`."""
-    call.problem = error.without_traceback() if isinstance(error, Problem) else fault(call, error)
-    return problem_answer(call.problem, call.request_id)
+    return problem_answer(call.ended_in(error), call.request_id)
 
 
 def fault(call: Call, error: BaseException) -> Problem:

@@ -49,32 +49,36 @@ class Predictions:
                 content, rows = known
                 self.telemetry.cache_hits += rows
                 return self.answered(call, content, hit=True)
-        asked = _Asked(self, call, self.codec.decode(call.body), deadline, done)
+        payload = self.codec.decode(call.body)
+        payload.counted = not call.pinned
+        asked = _Asked(self, call, payload, deadline, done)
         try:
             if self.cache is None:
-                asked.compute(asked.payload, None, asked.computed)
+                asked.compute(payload, None, asked.computed)
             else:
                 self.cache.answer(asked)
         except Problem as problem:
-            self.ended(asked.payload, problem.status)
+            self.ended(payload, problem.status)
             raise
         return None
 
     def answered(self, call: Call, content: bytes, hit: bool = False) -> Answer:
         shadow = self.shadow
-        if shadow is not None and shadow.chosen():
+        if shadow is not None and not call.pinned and shadow.chosen():
             assert call.body is not None
             seconds = time.monotonic() - call.started
             call.after = partial(shadow.offer, call.body, content, call.request_id, seconds)
         return Answer(200, content, JSON, _HIT if hit else ())
 
     def ended(self, payload: Payload, status: int) -> None:
-        """Count a request whose rows could be read, answered from the cache in Redis or by the model."""
-        if self.segments is not None:
+        """Count a request of the split whose rows could be read, answered from the cache in Redis or by the
+        model."""
+        if self.segments is not None and payload.counted:
             self.segments.count(payload, status)
 
     async def run(self, call: Call, payload: Payload, deadline: float) -> Result:
         """Rows through the model for a client that waits, without the cache and the shadow."""
+        payload.counted = not call.pinned
         try:
             result = await self.batcher.submit(payload, deadline, call.gone)
         except Problem as problem:

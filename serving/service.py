@@ -20,7 +20,7 @@ from serving.cache.cache import RedisCache, pays
 from serving.cache.recent import RecentAnswers
 from serving.encodings import decompressed
 from serving.errors import BadRequest, Invalid, Problem, StartupError, Unavailable
-from serving.exchange import Answer, BodyReader, Call, check_json_type, fitting
+from serving.exchange import VERSION_HEADER, Answer, BodyReader, Call, check_json_type, fitting
 from serving.inference.batcher import Batcher
 from serving.inference.codec import invalid
 from serving.inference.engine import RecordEngine
@@ -91,7 +91,7 @@ class Service:
         self.guarded = self._keys is not None or settings.rate_limit > 0
         """Whether `admit` has anything to check."""
         self._bodies = BodyReader(10.0)
-        self.version_header = (b"x-model-version", settings.version.encode())
+        self.version_header = (VERSION_HEADER, settings.version.encode())
 
     # ---- life
 
@@ -308,7 +308,9 @@ class Service:
                 answers.append(problem)
         if not payloads:
             return answers
-        outcomes = await batcher.background(joined_payload(payloads))
+        payload = joined_payload(payloads)
+        payload.counted = False
+        outcomes = await batcher.background(payload)
         for index, outcome in zip(good, outcomes, strict=True):
             answers[index] = outcome if isinstance(outcome, Problem) else model.codec.fragments(outcome)[0]
         return answers

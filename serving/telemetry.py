@@ -112,7 +112,7 @@ class Telemetry:
                 ("shadow_failed", "Copies that the shadow did not answer", ()),
                 ("shadow_compared", "Rows compared with the shadow's answer", ()),
                 ("shadow_disagreed", "Rows on which the shadow disagreed", ()),
-                ("outputs", "Rows answered by the model, by class or score bin", ("bin",)),
+                ("outputs", "Requests that the model answered, by class or bin of their first row", ("bin",)),
                 ("segment_requests", "Requests predicted or failed, by a column's value", ("segment",)),
                 ("segment_errors", "Of these, requests that failed", ("segment",)),
                 ("invalid_outputs", "Model calls whose answer broke the signature", ()),

@@ -65,6 +65,11 @@ class MemoryPlatform:
                 raise ReleaseNotReady(f"{release.name} has no servers; start it first")
             return f"memory://{release.name}"
 
+    def log(self, release: Release, last: int) -> list[str]:
+        with self._lock:
+            self._maybe_fail("log")
+            return [f"{release.name} is in memory"][:last] if release.name in self._releases else []
+
     def running(self) -> frozenset[str]:
         with self._lock:
             self._maybe_fail("running")

@@ -88,9 +88,9 @@ class Published:
         return report
 
     def _record(self, release: Release) -> dict[str, Any]:
-        for event in reversed(self._registry.events(release.model)):
+        for event in reversed(self._registry.events(release.model, kinds=(PUBLISHED,))):
             record = event.detail
-            if event.kind != PUBLISHED or record["release"] != release.name:
+            if record["release"] != release.name:
                 continue
             if record["sha256"] == release.sha256 and self._holds(str(record["image"])):
                 return record

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import State as RunState
 from prefect.states import Cancelling
 from rich.console import Console
@@ -11,10 +12,12 @@ from rich.markup import escape
 
 from flows.console.tables import COLOURS, event_line
 from flows.domain.promotion import WITHOUT_PROOF, State
-from flows.steps.starting import LOOK_SECONDS, Started, prefect_client
+from flows.steps.starting import LOOK_SECONDS, Started, heard_of_workers, prefect_client
 from flows.wiring import ControlPlane
 
 CANCEL_SECONDS = 60
+WAITS_SECONDS, AGAIN_SECONDS = 10, 60
+"""A run that no worker has taken for so long is mentioned, and then again and again."""
 FAILED, UNPROVEN = 1, 3
 """Exit codes; 2 is that of a wrong command line."""
 
@@ -59,6 +62,9 @@ class _Tail:
         self._plane, self._model, self._console = plane, model, console
         self._last = plane.registry.last_event()
 
+    def say(self, line: str) -> None:
+        self._console.print(line, markup=False)
+
     def show(self) -> None:
         for event in self._plane.registry.events(self._model, after=self._last):
             self._last = event.id
@@ -67,19 +73,28 @@ class _Tail:
 
 def _until_final(started: Started, tail: _Tail, seconds: float | None) -> RunState | None:
     """Show what happens; the run's final state, or None after `seconds`."""
-    deadline = None if seconds is None else time.monotonic() + seconds
+    begun = time.monotonic()
+    deadline = None if seconds is None else begun + seconds
+    mention = begun + WAITS_SECONDS
     with prefect_client() as client:
         while deadline is None or time.monotonic() < deadline:
             state = client.read_flow_run(started.run).state
             tail.show()
             if state is not None and state.is_final():
                 return state
+            waits = state is not None and (state.is_scheduled() or state.is_pending())
+            if state is not None and waits and time.monotonic() > mention:
+                mention = time.monotonic() + AGAIN_SECONDS
+                tail.say(_waiting(client, state, started, time.monotonic() - begun))
             time.sleep(LOOK_SECONDS)
     return None
 
 
+def _waiting(client: SyncPrefectClient, state: RunState, started: Started, seconds: float) -> str:
+    workers = heard_of_workers(client, started.pool)
+    return f"the run waits, {seconds:.0f} s: it is {state.name}, and {workers}; see 'modelserve status'"
+
+
 def _ended(plane: ControlPlane, started: Started) -> tuple[State, str] | None:
-    for promotion in reversed(plane.registry.promotions(started.model)):
-        if promotion.run == str(started.run):
-            return promotion.state, promotion.reason or ""
-    return None
+    promotion = plane.registry.newest_promotion_of_run(str(started.run))
+    return None if promotion is None else (promotion.state, promotion.reason or "")

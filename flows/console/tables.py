@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from types import MappingProxyType
 from typing import Any
 
 from rich.markup import escape
@@ -16,6 +17,7 @@ from flows.domain.judge.spoken import spoken
 from flows.domain.judge.verdict import Verdict
 from flows.domain.judge.windows import Window
 from flows.domain.promotion import WITHOUT_PROOF, Promotion, Standing, State
+from flows.domain.release import Release
 from flows.settings import Settings
 
 COLOURS = {
@@ -52,9 +54,11 @@ def parts_table(parts: Sequence[PartStatus]) -> Table:
     for part in parts:
         colour = "green" if part.healthy else "yellow" if part.state != "DOWN" else "dim"
         since = f"{part.seconds:.0f} s" if part.pid else ""
+        # A process that lives and does not do its work is what misleads most at night.
+        state = "not answering" if part.state == "RUNNING" and not part.healthy else part.state.lower()
         table.add_row(
             part.name,
-            f"[{colour}]{part.state.lower()}[/]",
+            f"[{colour}]{state}[/]",
             str(part.pid or ""),
             since,
             part.url,
@@ -63,12 +67,51 @@ def parts_table(parts: Sequence[PartStatus]) -> Table:
     return table
 
 
-def standings_table(standing: Standing) -> Table:
-    title = standing.model + escape(f" (frozen: {standing.frozen})" if standing.frozen else "")
-    table = Table(title=title, title_justify="left")
+def models_table(
+    standings: Iterable[Standing], unanswered: Mapping[str, int] = MappingProxyType({})
+) -> Table:
+    """Who gets the traffic, and what is happening: one line a release in service, one a model without any.
+
+    `unanswered`: by model, alerts that fire and moved nothing.
+    """
+    table = Table(title="models", title_justify="left")
+    for column in ("model", "release", "phase", "traffic", "now"):
+        table.add_column(column, overflow="fold")
+    for standing in standings:
+        now = escape(happening(standing))
+        if alerts := unanswered.get(standing.model):
+            word = "alert fires and moved" if alerts == 1 else "alerts fire and moved"
+            now = f"{now}{'; ' if now else ''}[bold red]{alerts} {word} nothing[/]: somebody must look"
+        serving = [release for release in standing.releases if release.in_service]
+        for release in serving:
+            weight = standing.route.weight(release.name)
+            table.add_row(standing.model, release.name, release.phase, f"{weight} %" if weight else "", now)
+            now = ""
+        if not serving:
+            table.add_row(standing.model, "", "serves nobody", "", now)
+    return table
+
+
+def happening(standing: Standing) -> str:
+    """What a person should know of the model at this moment; empty when nothing is going on."""
+    said = []
+    if standing.retreat is not None:
+        said.append(f"rolling back: {standing.retreat.reason}")
+    elif (promotion := standing.promotion) is not None:
+        paused = ", paused" if promotion.paused else ""
+        said.append(f"promotion of v{promotion.version}: {promotion.state} at {promotion.weight} %{paused}")
+    if standing.frozen:
+        said.append(f"frozen: {standing.frozen}")
+    return "; ".join(said)
+
+
+def releases_table(standing: Standing, releases: Sequence[Release], *, older: bool = False) -> Table:
+    table = Table(title=_title(standing.model, older), title_justify="left")
+    if said := happening(standing):
+        table.title = f"{table.title}: {escape(said)}"
     for column in ("release", "phase", "traffic", "sha256", "image"):
         table.add_column(column, overflow="fold")
-    for release in standing.releases:
+    for release in releases:
         weight = standing.route.weight(release.name)
         table.add_row(
             release.name,
@@ -80,8 +123,12 @@ def standings_table(standing: Standing) -> Table:
     return table
 
 
-def promotions_table(promotions: Sequence[Promotion]) -> Table:
-    table = Table(title="promotions", title_justify="left")
+def _title(what: str, older: bool) -> str:
+    return f"{what} (there are older ones: --last N, or --all)" if older else what
+
+
+def promotions_table(promotions: Sequence[Promotion], *, older: bool = False) -> Table:
+    table = Table(title=_title("promotions", older), title_justify="left")
     for column in ("id", "version", "state", "weight", "began", "seconds", "why"):
         table.add_column(column, overflow="fold")
     for promotion in promotions:
@@ -143,8 +190,8 @@ def windows_table(promotion: Promotion, stored: Sequence[StoredWindow], policy: 
     return table
 
 
-def events_table(events: Iterable[Event]) -> Table:
-    table = Table(title="events", title_justify="left")
+def events_table(events: Iterable[Event], *, older: bool = False) -> Table:
+    table = Table(title=_title("events", older), title_justify="left")
     for column in ("at", "version", "event", "detail"):
         table.add_column(column, overflow="fold")
     for event in events:

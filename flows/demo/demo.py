@@ -78,7 +78,7 @@ def run_demo(settings: Settings, console: Console, *, keep: bool) -> bool:
         folder = settings.state / "demo"
         outcomes = _stories(plane, folder, console)
         console.print(_table(outcomes, _statistics(folder)))
-        _farewell(console, settings, outcomes, time.monotonic() - began, keep)
+        _farewell(console, plane, outcomes, time.monotonic() - began, keep)
         return all(outcome.right for outcome in outcomes)
     finally:
         if not keep:
@@ -170,9 +170,9 @@ def _promotion(plane: ControlPlane, version: int, expected: State, console: Cons
     started = start_promotion(plane, MODEL, version)
     console.print(f"flow run: {started.url}", markup=False, style="dim")
     follow(plane, started, console)
-    found = [p for p in plane.registry.promotions(MODEL) if p.run == str(started.run)]
-    state = found[-1].state if found else State.FAILED
-    why = found[-1].reason or "" if found else "it never began"
+    found = plane.registry.newest_promotion_of_run(str(started.run))
+    state = found.state if found else State.FAILED
+    why = found.reason or "" if found else "it never began"
     seconds = time.monotonic() - began
     return Outcome(release_name(MODEL, version), state, why, seconds, state is expected)
 
@@ -182,7 +182,7 @@ def _blame_v3(folder: Path, plane: ControlPlane, console: Console) -> None:
     answers = _statistics(folder).get("3")
     if not answers or not answers["first_failure_at"]:
         return
-    back = [event.at.timestamp() for event in plane.registry.events(MODEL) if event.kind == ROLLED_BACK]
+    back = [event.at.timestamp() for event in plane.registry.events(MODEL, kinds=(ROLLED_BACK,))]
     seconds = (
         f", {back[-1] - answers['first_failure_at']:.1f} s from the first of them to weight 0" if back else ""
     )
@@ -212,7 +212,7 @@ def _alert(plane: ControlPlane, console: Console) -> Outcome:
 
     with console.status("Prometheus' rule ReleaseFailing → Alertmanager → alert receiver → rollback …"):
         right = _until(is_back, ALERT_SECONDS)
-    events = [event for event in plane.registry.events(MODEL) if event.kind == ROLLED_BACK]
+    events = plane.registry.events(MODEL, kinds=(ROLLED_BACK,))
     why = str(events[-1].detail.get("reason")) if right and events else "no alert rolled it back"
     console.print(why, markup=False)
     return Outcome(name, "rolled back" if right else "still stable", why, time.monotonic() - began, right)
@@ -277,7 +277,7 @@ def _table(outcomes: list[Outcome], statistics: dict[str, dict[str, Any]]) -> Ta
 
 
 def _farewell(
-    console: Console, settings: Settings, outcomes: list[Outcome], seconds: float, keep: bool
+    console: Console, plane: ControlPlane, outcomes: list[Outcome], seconds: float, keep: bool
 ) -> None:
     wrong = sum(not outcome.right for outcome in outcomes)
     verdict = "every outcome was the right one"
@@ -285,11 +285,34 @@ def _farewell(
         verdict = f"{wrong} of {len(outcomes)} outcomes were wrong"
     console.print(f"[bold]{verdict}[/], after {seconds:.0f} s")
     if keep:
-        console.print("the stack is still up; 'modelserve down' stops it", markup=False)
-        console.print(addresses(settings))
-    console.print(
-        f"'modelserve history {MODEL}' and 'modelserve explain ID' tell the whole story", markup=False
-    )
+        console.print("the stack is still up; to look around:", markup=False)
+    else:
+        console.print(
+            f"the stack stops now, and all of this stays in {plane.settings.state}; to look at it again:",
+            markup=False,
+        )
+    for command in next_commands(plane, keep=keep):
+        console.print(f"  {command}", markup=False, soft_wrap=True)
+    if keep:
+        console.print(addresses(plane.settings))
+
+
+def next_commands(plane: ControlPlane, *, keep: bool) -> list[str]:
+    """What to type after the demonstration, word for word, in this order."""
+    verbs = ["status", f"history {MODEL}"]
+    rejected = [one.id for one in plane.registry.promotions(MODEL) if one.state is State.REJECTED]
+    if rejected:
+        verbs.append(f"explain {rejected[-1][:8]}")
+    if not keep:
+        verbs.insert(0, "up")
+    return [f"{program()} {verb}" for verb in [*verbs, "down"]]
+
+
+def program() -> str:
+    """How this person calls `modelserve`: by its name where the shell finds it, else by its path."""
+    if shutil.which("modelserve"):
+        return "modelserve"
+    return os.path.relpath(Path(sys.executable).with_name("modelserve"))
 
 
 def _python(module: list[str], problem: str, console: Console) -> None:

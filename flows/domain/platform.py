@@ -35,5 +35,8 @@ class Platform(Protocol):
         """A promotion or an experiment is over: whatever was pinned for its time (the least number of
         servers, say) goes back to what the model's own settings say."""
 
+    def log(self, release: Release, last: int) -> list[str]:
+        """The last lines of each of the release's servers, as they wrote them; empty when none is left."""
+
     def running(self) -> frozenset[str]:
         """Names of the releases that have servers, ready or not."""

@@ -72,6 +72,7 @@ class Standing:
 
     model: str
     releases: tuple[Release, ...]
+    """In service, or meant by the open promotion or the retreat; in the order of their versions."""
     promotion: Promotion | None
     """The open one."""
     retreat: Retreat | None
@@ -95,12 +96,11 @@ class Standing:
         return self._in_phase(Phase.PREVIOUS)
 
     def version(self, version: int) -> Release:
-        """Raises ReleaseUnknown with the versions that there are."""
+        """One of `releases`. Raises ReleaseUnknown."""
         for release in self.releases:
             if release.version == version:
                 return release
-        known = ", ".join(str(release.version) for release in self.releases) or "none"
-        raise ReleaseUnknown(f"{self.model} has no version {version}; registered versions: {known}")
+        raise ReleaseUnknown(f"{self.model} v{version} is not in service")
 
 
 def ramp(standing: Standing, weight: int) -> Routes:
@@ -148,21 +148,22 @@ def plan_retreat(
     A canary leaves for the stable. Without one the stable leaves for the previous release, or for `to`. A
     first release that is still a canary leaves for nobody: no answer is better than a harmful one, and nobody
     has relied on it yet. One that is stable and has nothing behind it leaves for nobody only with `last`.
-    Where nobody serves, `to` is brought back. Missing proof alone (`UNPROVEN`) takes out no only release.
+    Where nobody serves, `to` is brought back; whoever names it has looked it up. Missing proof alone
+    (`UNPROVEN`) takes out no only release.
     """
     leaving = newest(standing)
     if leaving is None:
-        return None if to is None else Retreat(None, standing.version(to).version, state, reason)
+        return None if to is None else Retreat(None, to, state, reason)
     running = standing.promotion is not None and standing.promotion.state is State.RUNNING
     if running and standing.canary is None:
         return None  # its canary has left already: the stable is not to blame
     heir = standing.stable if standing.canary is not None else standing.previous
-    target = heir if to is None else standing.version(to)
-    if target == leaving or (target is None and standing.canary is None and not last):
+    target = to if to is not None or heir is None else heir.version
+    if target == leaving.version or (target is None and standing.canary is None and not last):
         return None
     if target is None and state is State.UNPROVEN:
         return None
-    return Retreat(leaving.version, target.version if target else None, state, reason)
+    return Retreat(leaving.version, target, state, reason)
 
 
 def plan_emptying(standing: Standing, reason: str) -> Retreat | None:

@@ -84,8 +84,18 @@ def check_model(
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         result = DriftResult(model, None, Outcome.FAILED, reason)
     if data is None:
+        if result.alerts and not result.quiet and not _alerted_before(plane, model, result.outcome):
+            said = {"outcome": result.outcome.value, "sentence": result.sentence}
+            more = {"consequence": result.consequence, "report": result.report}
+            plane.registry.note(model, "drift", {**said, **more})
         plane.registry.record_drift(model, result.outcome.value, result.to_dict())
     return result
+
+
+def _alerted_before(plane: ControlPlane, model: str, outcome: Outcome) -> bool:
+    """Whether the last check found the same: it is told once, not every hour."""
+    last = plane.registry.drift_checks(model, limit=1)
+    return bool(last) and last[0][1] == outcome.value
 
 
 def _check(

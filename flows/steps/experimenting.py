@@ -16,6 +16,7 @@ from flows.adapters.outcomes import OutcomeStream, Position
 from flows.domain.errors import DependencyDown, ModelServeError, PromotionRunning, ReleaseNotReady
 from flows.domain.experiment import Arm, Comparison, Plan, compare, imbalance
 from flows.domain.promotion import Standing, due
+from flows.domain.release import parse_release_name
 from flows.domain.spec import parse_spec
 from flows.wiring import ControlPlane
 
@@ -130,7 +131,7 @@ def _start_servers(plane: ControlPlane, plan: Plan) -> None:
     standing = plane.registry.standing(plan.model)
     _refuse_to_disturb(standing)
     for name in (plan.a, plan.b):
-        release = standing.version(int(name.rpartition("-v")[2]))
+        release = plane.registry.release(*parse_release_name(name))
         if not release.in_service:
             raise ReleaseNotReady(
                 f"{name} is not in service (it is {release.phase}): an experiment compares a model's stable "
@@ -178,7 +179,7 @@ def _settle(plane: ControlPlane, plan: Plan) -> None:
 
 def _left_behind(plane: ControlPlane, plan: Plan) -> Position | None:
     """Where the same experiment began, when its run died: its route stands and no end is on record."""
-    events = [event for event in plane.registry.events(plan.model) if event.kind in (STARTED, ENDED)]
+    events = plane.registry.events(plan.model, kinds=(STARTED, ENDED))
     if not events or events[-1].kind != STARTED or not _still_ours(plane, plan):
         return None
     # The same plan may have been taken up more than once; it began at the first of those.
@@ -220,7 +221,7 @@ def _given_back(plane: ControlPlane, model: str, silence: float) -> bool:
 
 def _newest_start(plane: ControlPlane, model: str) -> dict[str, Any] | None:
     """What the experiment that is open said when it began; None when the newest one has ended."""
-    events = [event for event in plane.registry.events(model) if event.kind in (STARTED, ENDED)]
+    events = plane.registry.events(model, kinds=(STARTED, ENDED))
     return events[-1].detail if events and events[-1].kind == STARTED else None
 
 

@@ -168,9 +168,8 @@ def _lock_packages(settings: Settings, bundle: Path, shown: Path, spec: ModelSpe
 
 
 def _next_version(plane: ControlPlane, model: str) -> int:
-    if model not in plane.registry.models():
-        return 1
-    return 1 + max((release.version for release in plane.registry.standing(model).releases), default=0)
+    newest = plane.registry.releases(model, last=1)
+    return newest[0].version + 1 if newest else 1
 
 
 def _write_reference(training: Path, holdout: Path | None, spec: ModelSpec, target: Path) -> None:

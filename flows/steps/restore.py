@@ -100,6 +100,8 @@ def restore(
     with plane.registry.turn(model) as turn:
         standing = turn.standing()
         retreat = standing.retreat
+        if to is not None:
+            turn.release(to)  # raises ReleaseUnknown
         if retreat is None and _is_meant(standing, only, leaving):
             if empty:
                 retreat = plan_emptying(standing, reason)
@@ -108,7 +110,7 @@ def restore(
             if retreat is None and only is not None:
                 turn.end(only, state, reason)  # its canary has left already; only its row is still open
         elif retreat is not None and to is not None and to != retreat.leaves:
-            retreat = replace(retreat, target=standing.version(to).version)
+            retreat = replace(retreat, target=to)
         if retreat is None:
             standing = turn.standing()
             routes = _reroute(plane, turn, standing)
@@ -118,7 +120,7 @@ def restore(
         try:
             # Before anything is on record: a target that cannot start (ReleaseNotReady) must not be the one
             # that every later rollback tries.
-            routes = settled(_started(plane, standing, retreat))
+            routes = settled(_started(plane, turn, retreat))
         except DependencyDown:
             _intend(turn, standing, retreat)
             raise
@@ -149,7 +151,7 @@ def roll_back(
     standing = plane.registry.standing(model)
     if to is not None:
         proven = plane.registry.proven(model)
-        if standing.version(to).version in proven:
+        if plane.registry.release(model, to).version in proven:
             pass
         elif unproven:
             prove(plane, model, to)
@@ -289,25 +291,25 @@ def _intend(turn: Turn, standing: Standing, retreat: Retreat) -> None:
         turn.intend_retreat(retreat)
 
 
-def _started(plane: ControlPlane, standing: Standing, retreat: Retreat) -> Release | None:
+def _started(plane: ControlPlane, turn: Turn, retreat: Retreat) -> Release | None:
     """The retreat's target with its servers up. One that serves users already is good enough as it is."""
     if retreat.target is None:
         return None
-    target = standing.version(retreat.target)
-    spec = parse_spec(plane.registry.spec(standing.model, target.version), f"{target.name}/model.yaml")
+    target = turn.release(retreat.target)
+    spec = parse_spec(plane.registry.spec(target.model, target.version), f"{target.name}/model.yaml")
     try:
         plane.platform.start(target, spec)
     except ReleaseNotReady:
-        if plane.platform.routes(standing.model).weight(target.name) == 0:
+        if plane.platform.routes(target.model).weight(target.name) == 0:
             raise
     return target
 
 
 def _stop(plane: ControlPlane, turn: Turn, before: Standing) -> None:
     """Stop what was in service and is not any more; the sweep stops what cannot be stopped now."""
-    now = turn.standing()
+    serving = {release.version for release in turn.standing().releases if release.in_service}
     for release in before.releases:
-        if not release.in_service or now.version(release.version).in_service:
+        if not release.in_service or release.version in serving:
             continue
         try:
             plane.platform.stop(release)
@@ -318,7 +320,7 @@ def _stop(plane: ControlPlane, turn: Turn, before: Standing) -> None:
 
 def _reroute(plane: ControlPlane, turn: Turn, standing: Standing) -> Routes:
     routes = due(standing)
-    if standing.releases and plane.platform.routes(standing.model) != routes:
+    if plane.platform.routes(standing.model) != routes:
         turn.intend_route(routes)
         plane.platform.route(standing.model, routes)
     return routes

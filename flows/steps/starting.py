@@ -6,18 +6,23 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from uuid import UUID
+from datetime import UTC, datetime
+from uuid import UUID, uuid4
 
 import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import FlowRun, WorkerStatus
 from prefect.client.schemas.objects import State as RunState
 from prefect.exceptions import ObjectNotFound
 
 from flows.domain.errors import DependencyDown, PromotionRunning
+from flows.domain.promotion import Promotion
 from flows.wiring import ControlPlane
 
 LOOK_SECONDS = 0.5
 """How often a flow run is looked at."""
+STARTED_BY = "modelserve.started-by"
+"""A label of a run: which call has created it."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +33,17 @@ class Started:
     version: int
     run: UUID
     url: str
+    pool: str
+    """The Prefect work pool whose workers may take it."""
+    joined: bool = False
+    """Somebody else has started it before."""
 
 
 def start_promotion(plane: ControlPlane, model: str, version: int) -> Started:
-    """Create the flow run. Raises at once what would end it at once: unknown release, another promotion."""
+    """Create the flow run, or join the one that lives: a release is promoted by one run at a time.
+
+    Raises at once what would end it at once: unknown release, another promotion.
+    """
     plane.registry.release(model, version)
     is_open = plane.registry.standing(model).promotion
     if is_open is not None and is_open.version != version:
@@ -44,11 +56,57 @@ def start_promotion(plane: ControlPlane, model: str, version: int) -> Started:
             deployment = client.read_deployment_by_name("promote/promote")
         except ObjectNotFound as error:
             raise DependencyDown("the Prefect server has no 'promote'; run 'modelserve up' again") from error
-        run = client.create_flow_run_from_deployment(
-            deployment.id, parameters={"model": model, "version": version}
-        )
+        run, joined = _living(client, is_open), True
+        if run is None:
+            newest = plane.registry.promotions(model, last=1)
+            after = newest[0].id if newest else "nothing"
+            parameters: dict[str, object] = {"model": model, "version": version}
+            run, joined = _create(client, deployment.id, parameters, f"{model} v{version} after {after}")
     url = f"{plane.settings.prefect_ui_url}/runs/flow-run/{run.id}"
-    return Started(model, version, run.id, url)
+    return Started(model, version, run.id, url, run.work_pool_name or plane.settings.work_pool, joined)
+
+
+def _living(client: SyncPrefectClient, promotion: Promotion | None) -> FlowRun | None:
+    """The run that drives the open promotion, unless it has ended or is unknown to this server."""
+    if promotion is None:
+        return None
+    try:
+        run = client.read_flow_run(UUID(promotion.run))
+    except (ObjectNotFound, ValueError):  # ValueError: a promotion without Prefect
+        return None
+    return None if run.state is None or run.state.is_final() else run
+
+
+def _create(
+    client: SyncPrefectClient, deployment: UUID, parameters: dict[str, object], key: str
+) -> tuple[FlowRun, bool]:
+    """Create a run, or find (True) the one that another call with this key has created and that lives.
+
+    A run that waits for a worker has not opened its promotion yet, so Prefect has to know them apart.
+    """
+    ours = uuid4().hex
+    while True:
+        run = client.create_flow_run_from_deployment(
+            deployment, parameters=parameters, idempotency_key=key, labels={STARTED_BY: ours}
+        )
+        if run.state is None or not run.state.is_final():
+            return run, run.labels.get(STARTED_BY) != ours
+        key = f"{key}, {run.id}"  # it ended before its promotion began
+
+
+def heard_of_workers(client: SyncPrefectClient, pool: str) -> str:
+    """A sentence: when a worker of the pool was last heard of."""
+    workers = client.read_workers_for_work_pool(pool)
+    heard = [worker.last_heartbeat_time for worker in workers if worker.last_heartbeat_time is not None]
+    if not heard:
+        return f"no worker of pool {pool!r} has ever been heard of"
+    last = max(heard)
+    ago = (datetime.now(UTC) - last).total_seconds()
+    if any(worker.status == WorkerStatus.ONLINE for worker in workers):
+        return f"a worker of pool {pool!r} was heard of {ago:.0f} s ago; it may be busy with other runs"
+    return (
+        f"no worker of pool {pool!r} has been heard of since {last.astimezone():%H:%M:%S} ({ago:.0f} s ago)"
+    )
 
 
 def run_flow(deployment: str, parameters: dict[str, object], seconds: float) -> RunState:

@@ -6,7 +6,6 @@ image that has been built and scanned.
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import subprocess
@@ -19,6 +18,7 @@ from flows.adapters.local import loopback
 from flows.adapters.packages import LOCK, Lock
 from flows.adapters.servers import verify
 from flows.domain.errors import SpecInvalid, VerificationFailed
+from flows.domain.logs import cause
 from flows.domain.spec import ModelSpec
 from flows.domain.verification import parse_samples
 from flows.settings import LOOPBACK, Settings
@@ -26,7 +26,6 @@ from flows.wiring import model_packages
 
 POLL_SECONDS = 0.1
 STOP_SECONDS = 20.0
-FATAL = "cannot start: "
 GPU = Path("/dev/nvidiactl")
 
 
@@ -90,7 +89,7 @@ def _await(
             raise SpecInvalid(f"the model does not start: {_last(log.read_text(), bundle, shown)}")
         if time.monotonic() > deadline:
             raise SpecInvalid(
-                f"{shown}: no server was ready in time (resources.start_seconds); its log ends: "
+                f"{shown}: no server was ready in time (resources.start_seconds); its log says: "
                 f"{_last(log.read_text(), bundle, shown)}"
             )
         time.sleep(POLL_SECONDS)
@@ -104,14 +103,6 @@ def _ready(url: str) -> bool:
 
 
 def _last(output: str, bundle: Path, shown: Path) -> str:
-    """Why a server ended, or the last line of its log, about the folder that the user knows."""
-    lines = [_message(line) for line in output.splitlines() if line.strip()] or ["(nothing was said)"]
-    reasons = [line.removeprefix(FATAL) for line in lines if line.startswith(FATAL)]
-    return (reasons or lines)[-1].replace(str(bundle), str(shown))[:600]
-
-
-def _message(line: str) -> str:
-    try:
-        return str(json.loads(line)["message"])
-    except (ValueError, KeyError, TypeError):
-        return line
+    """Why a server ended, about the folder that the user knows."""
+    said = cause(output.splitlines()) or "nothing was said"
+    return said.replace(str(bundle), str(shown))[:600]

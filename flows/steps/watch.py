@@ -26,6 +26,7 @@ from flows.domain.judge.policy import PromotionPolicy
 from flows.domain.judge.verdict import Verdict
 from flows.domain.judge.windows import Window, unobserved
 from flows.domain.promotion import Promotion, Standing, State
+from flows.domain.release import release_name
 from flows.domain.routes import Routes
 from flows.steps.restore import condemnation, stay
 from flows.wiring import ControlPlane
@@ -174,7 +175,7 @@ class Record:
     def _measure(self, standing: Standing, began: float) -> Window:
         newcomer = self._promotion.version
         rival = standing.stable if standing.canary is not None else standing.previous
-        canary = standing.version(newcomer).name
+        canary = release_name(standing.model, newcomer)
         stable = rival.name if rival is not None and rival.version != newcomer else None
         after = self._look(self._before)
         if self._before is None or after is None:

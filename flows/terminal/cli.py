@@ -103,18 +103,19 @@ def down() -> None:
 def status() -> None:
     """Show the parts of the stack, the release servers, and who gets which share of the traffic.
 
-    Exits with 1 when a part is down.
+    Releases that serve nobody are in: modelserve history MODEL. Exits with 1 when a part is down.
     """
     from flows.adapters import stack
-    from flows.console.tables import parts_table, standings_table
+    from flows.console.paging import show
+    from flows.console.tables import models_table, parts_table
 
     chosen = settings()
     parts = stack.status(chosen)
-    console.print(parts_table(parts))
+    tables = [parts_table(parts)]
     if any(part.name == "postgres" and part.healthy for part in parts):
         registry = plane().registry
-        for model in registry.models():
-            console.print(standings_table(registry.standing(model)))
+        tables.append(models_table(registry.standings(), registry.unanswered()))
+    show(console, tables)
     down = [part.name for part in parts if not part.healthy]
     if down:
         raise ModelServeError(
@@ -209,7 +210,8 @@ def promote(
 
     control = plane()
     started = start_promotion(control, model, version)
-    say(f"promotion of {model} v{version} started: {started.url}")
+    how = "is under way already, this joins it" if started.joined else "started"
+    say(f"promotion of {model} v{version} {how}: {started.url}")
     if watch and (code := follow(control, started, console)):
         raise typer.Exit(code)
 
@@ -320,14 +322,58 @@ app.command(rich_help_panel="Releases")(experiment)
 
 
 @app.command(rich_help_panel="Looking back")
-def history(model: Model) -> None:
-    """Every release, promotion and event of a model, from the registry."""
-    from flows.console.tables import events_table, promotions_table, standings_table
+def history(
+    model: Model,
+    last: Annotated[int, typer.Option(help="How many of each: releases, promotions, events.", min=1)] = 20,
+    everything: Annotated[bool, typer.Option("--all", help="All of them.")] = False,
+) -> None:
+    """The newest releases, promotions and events of a model, from the registry."""
+    from flows.console.paging import show
+    from flows.console.tables import events_table, promotions_table, releases_table
 
     registry = plane().registry
-    console.print(standings_table(registry.standing(model)))
-    console.print(promotions_table(registry.promotions(model)))
-    console.print(events_table(registry.events(model)))
+    standing = registry.standing(model)
+    count = None if everything else last + 1  # one more says whether there are older ones
+    releases, promotions = registry.releases(model, count), registry.promotions(model, count)
+    events = registry.events(model, last=count)
+    first = 0 if everything else -last
+    more = [not everything and len(found) > last for found in (releases, promotions, events)]
+    show(
+        console,
+        [
+            releases_table(standing, releases[first:], older=more[0]),
+            promotions_table(promotions[first:], older=more[1]),
+            events_table(events[first:], older=more[2]),
+        ],
+    )
+
+
+@app.command(rich_help_panel="Looking back")
+def logs(
+    model: Model,
+    version: Annotated[
+        int | None,
+        typer.Argument(help="The version; the newest in service if none.", min=1, show_default=False),
+    ] = None,
+    last: Annotated[int, typer.Option(help="How many lines of each server.", min=1)] = 200,
+    raw: Annotated[bool, typer.Option("--raw", help="As they were written: JSON, a line each.")] = False,
+) -> None:
+    """What a release's servers have said, also those that could not start."""
+    from flows.domain.logs import readable
+    from flows.domain.promotion import newest
+
+    control = plane()
+    if version is None:
+        serving = newest(control.registry.standing(model))
+        if serving is None:
+            raise ModelServeError(f"{model} serves nobody; name a version: modelserve logs {model} VERSION")
+        version = serving.version
+    release = control.registry.release(model, version)
+    lines = control.platform.log(release, last)
+    if not lines:
+        raise ModelServeError(f"{release.name} has no log: it was never started here")
+    for line in lines:
+        console.print(line if raw else readable(line), markup=False, soft_wrap=True)
 
 
 @app.command(rich_help_panel="Looking back")
@@ -366,6 +412,22 @@ def sweep() -> None:
     for sentence in swept.sentences:
         say(sentence)
     if swept.problems:
+        raise typer.Exit(1)
+
+
+@app.command(rich_help_panel="Regular work")
+def notify() -> None:
+    """Send a test to everybody who is told of promotions that end, wait, or need somebody.
+
+    They are in [bold]MODELSERVE_NOTIFY[/], as URLs of Apprise separated by blanks: mailto://…, slack://…
+    Exits with 1 when one was not sent.
+    """
+    from flows.steps.telling import spoken, try_addresses
+
+    tried = try_addresses(plane())
+    for line in spoken(tried):
+        say(line)
+    if any(problem for _, problem in tried):
         raise typer.Exit(1)
 
 

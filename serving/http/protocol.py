@@ -33,17 +33,25 @@ _TOO_LONG = "the request's head may have at most 65536 bytes"
 _TITLES = {400: "Bad Request", 431: "Request Header Fields Too Large"}
 _JOIN_BYTES = 65536
 """Larger bodies are not worth the copy."""
+_LINGER_SECONDS = 2.0
+"""How long a client that was refused before it has sent all has for reading that."""
+_LINGER_BYTES = 1 << 18
 
 
 class JoiningTransport:
-    """Holds an answer's head back until its body is there. Everything else goes straight through."""
+    """Holds an answer's head back until its body is there, and closes on nobody who is still sending.
+    Everything else goes straight through."""
 
-    __slots__ = ("_held", "_transport", "is_closing")
+    __slots__ = ("_held", "_swallowed", "_transport", "is_closing", "lingering", "unfinished")
 
     def __init__(self, transport: asyncio.Transport) -> None:
         self._transport = transport
         self._held: bytes | None = None
         self.is_closing = transport.is_closing
+        self.unfinished = False
+        """A request has begun to come and is still on its way."""
+        self.lingering = False
+        self._swallowed = 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
@@ -68,8 +76,23 @@ class JoiningTransport:
             self._transport.write(held)
 
     def close(self) -> None:
+        """Close; later, when a request is still on its way. Its rest would be answered with a reset, which
+        takes away the answer before it is read; a gateway makes a 503 of that, at the release's expense."""
         self.flush()
-        self._transport.close()
+        if not self.unfinished or self.lingering or self._transport.is_closing():
+            self._transport.close()
+            return
+        self.lingering = True
+        self.is_closing = lambda: True
+        self._transport.write_eof()
+        self._transport.resume_reading()
+        asyncio.get_running_loop().call_later(_LINGER_SECONDS, self._transport.close)
+
+    def swallow(self, data: bytes) -> None:
+        """Take what comes while lingering: enough for a client to notice, not all that it might send."""
+        self._swallowed += len(data)
+        if self._swallowed > _LINGER_BYTES:
+            self._transport.pause_reading()
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -106,6 +129,9 @@ class GuardedProtocol(HttpToolsProtocol):
         self._head_since = time.monotonic()
 
     def data_received(self, data: bytes) -> None:
+        if self._joining.lingering:
+            self._joining.swallow(data)
+            return
         if self._parsed(data) and self._handler is not None:
             # The rest is still on its way: ASGI's way knows how to wait for it.
             self._handler = None
@@ -181,7 +207,8 @@ class GuardedProtocol(HttpToolsProtocol):
     def eof_received(self) -> bool:  # type: ignore[override]
         """A client that has sent all may still wait for its answer; or it has left, which looks the same.
         Asked with an interim answer, a system that nobody listens on resets the connection."""
-        if self.cycle is None or self.cycle.response_complete:
+        self._joining.unfinished = False
+        if self._joining.lingering or self.cycle is None or self.cycle.response_complete:
             return False
         self._half_closed = True
         self.loop.call_later(_PROBE_SECONDS, self._probe)
@@ -241,7 +268,7 @@ class GuardedProtocol(HttpToolsProtocol):
         if self._header_bytes + len(self.url) > _HEAD_BYTES:
             self._refuse(431, _TOO_LONG)
         self._header_bytes = 0  # of the trailers, from here on
-        self._told = True
+        self._told = self._joining.unfinished = True
         self._method = self.parser.get_method()
         if self.parser.should_upgrade():
             if self._method == b"CONNECT":
@@ -277,6 +304,7 @@ class GuardedProtocol(HttpToolsProtocol):
             self._body.append(body)
 
     def on_message_complete(self) -> None:
+        self._joining.unfinished = False
         if self._offered:
             return
         handler = self._handler
@@ -346,4 +374,5 @@ class GuardedProtocol(HttpToolsProtocol):
             b"x-content-type-options: nosniff\r\ncontent-length: %d\r\n\r\n%s"
             % (status, _TITLES[status].encode(), len(body), body)
         )
-        self._transport.close()
+        self._joining.unfinished = True
+        self._joining.close()

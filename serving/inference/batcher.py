@@ -26,7 +26,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
-from serving.errors import ClientGone, Expired, Problem, Unavailable
+from serving.errors import ClientGone, Expired, Hopeless, Problem, Unavailable
 from serving.inference.cost import BatchCost
 from serving.inference.engine import Engine
 from serving.inference.execution import ModelThread, Outcome, RowsFailed, run_batch
@@ -179,9 +179,8 @@ class Batcher:
             ):
                 wait = self.expected_wait(payload.count, now)
                 if now + wait > deadline:
-                    raise Unavailable(
+                    raise Hopeless(
                         f"about {wait:.2f} s of work wait before this request; its deadline is sooner",
-                        reason="hopeless",
                         retry_after=self._retry_after(now),
                     )
         elif payload.count > spec.max_pending_rows or payload.size > spec.max_pending_bytes:

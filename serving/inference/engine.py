@@ -23,6 +23,7 @@ from serving.inference.rows import (
     Result,
     TensorPayload,
     TensorResult,
+    noted,
 )
 from serving.runtimes import RowRuntime, TensorRuntime
 from serving.spec import ModelFile
@@ -42,7 +43,7 @@ class TensorEngine:
         self._outputs = [OutputColumn(column, model.datatype(column)) for column in model.signature.outputs]
         self._stacked = model.serving.runtime.inputs == "stack"
         self.observed: Callable[[Sequence[Array]], None] | None = None
-        """Told about the checked outputs of every batch."""
+        """Told of every batch the checked outputs that are noted."""
 
     def infer(self, payloads: Sequence[Payload]) -> list[Result]:
         counts = [payload.count for payload in payloads]
@@ -59,8 +60,8 @@ class TensorEngine:
                 for array, axis in zip(arrays, self._axes, strict=True)
             ]
         outputs = self._checked(self._run(arrays), total)
-        if self.observed is not None:
-            self.observed(outputs)
+        if self.observed is not None and (places := noted(payloads)):
+            self.observed(outputs if len(places) == total else [output[places] for output in outputs])
         if len(payloads) == 1:
             return [TensorResult(total, outputs)]
         results: list[Result] = []
@@ -88,8 +89,8 @@ class RecordEngine:
         records = [payload for payload in payloads if isinstance(payload, RecordPayload)]
         rows = self._inputs.copied(records)
         outputs = self._outputs.checked(self._predict(rows), sum(record.count for record in records))
-        if self.observed is not None:
-            self.observed(outputs)
+        if self.observed is not None and (places := noted(payloads)):
+            self.observed([outputs[place] for place in places])
         results: list[Result] = []
         start = 0
         for record in records:

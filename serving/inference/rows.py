@@ -58,41 +58,58 @@ Values = list[Any] | Array | Vectors
 class TensorPayload:
     """Rows of a tensor model, one column an input."""
 
-    __slots__ = ("columns", "count", "size")
+    __slots__ = ("columns", "count", "counted", "size")
 
-    def __init__(self, count: int, columns: list[Values], size: int) -> None:
+    def __init__(self, count: int, columns: list[Values], size: int, counted: bool = True) -> None:
         self.count = count
         self.columns = columns
         self.size = size
         """Bytes these rows take as arrays."""
+        self.counted = counted
+        """Whether the answer to the first of these rows is noted as the release's. Only one of a request is,
+        since whoever sends them chooses them all; and none of a job or of one who has chosen the release."""
 
     def part(self, start: int, stop: int) -> TensorPayload:
         columns: list[Values] = [
             column.part(start, stop) if isinstance(column, Vectors) else column[start:stop]
             for column in self.columns
         ]
-        return TensorPayload(stop - start, columns, self.size * (stop - start) // self.count)
+        size = self.size * (stop - start) // self.count
+        return TensorPayload(stop - start, columns, size, self.counted and start == 0)
 
     def pick(self, rows: Sequence[int]) -> TensorPayload:
         columns = [_picked(column, rows) for column in self.columns]
-        return TensorPayload(len(rows), columns, self.size * len(rows) // self.count)
+        return TensorPayload(len(rows), columns, self.size * len(rows) // self.count, self.counted)
 
 
 class RecordPayload:
     """Rows of a handler: one dict by input name a row; tensor inputs are numpy arrays in it."""
 
-    __slots__ = ("count", "rows", "size")
+    __slots__ = ("count", "counted", "rows", "size")
 
-    def __init__(self, count: int, rows: list[dict[str, Any]], size: int) -> None:
+    def __init__(self, count: int, rows: list[dict[str, Any]], size: int, counted: bool = True) -> None:
         self.count = count
         self.rows = rows
         self.size = size
+        self.counted = counted
 
     def part(self, start: int, stop: int) -> RecordPayload:
-        return RecordPayload(stop - start, self.rows[start:stop], self.size * (stop - start) // self.count)
+        size = self.size * (stop - start) // self.count
+        return RecordPayload(stop - start, self.rows[start:stop], size, self.counted and start == 0)
 
     def pick(self, rows: Sequence[int]) -> RecordPayload:
-        return RecordPayload(len(rows), [self.rows[row] for row in rows], self.size * len(rows) // self.count)
+        size = self.size * len(rows) // self.count
+        return RecordPayload(len(rows), [self.rows[row] for row in rows], size, self.counted)
+
+
+def noted(payloads: Sequence[Payload]) -> list[int]:
+    """Of a batch of these, the rows whose answers are noted."""
+    rows, start = [], 0
+    for payload in payloads:
+        if payload.counted:
+            rows.append(start)
+        start += payload.count
+    return rows
 
 
 class TensorResult:

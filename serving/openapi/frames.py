@@ -8,14 +8,14 @@ PROBLEMS = {
     "400": "The bytes are not JSON",
     "401": "No valid key",
     "404": "No such model, version or job",
-    "408": "The body came too slowly",
+    "408": "The body came too slowly, or the deadline that the request brought has passed",
     "413": "The body is too large",
     "415": "Not a JSON media type",
     "422": "The input does not match the signature",
     "429": "Too many requests of this client",
     "500": "The model failed",
     "503": "Starting, draining or full; see Retry-After",
-    "504": "The deadline passed",
+    "504": "The server's own deadline passed",
 }
 """Status of an answer that is no success → what it means."""
 

@@ -128,8 +128,7 @@ def reporting(handler: Handler) -> Handler:
         try:
             return await handler(call)
         except Problem as problem:
-            call.problem = problem.without_traceback()
-            return error_answer(problem, call.request_id)
+            return error_answer(call.ended_in(problem), call.request_id)
 
     return reported
 

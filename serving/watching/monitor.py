@@ -19,7 +19,7 @@ _OTHER = "other"
 
 
 class OutputMonitor:
-    """`observed` is called for each batch and keeps one number a row; `bins` is called by the metrics."""
+    """`observed` is called for each batch and keeps one number a request; `bins` is called by the metrics."""
 
     def __init__(self, model: ModelFile, sink: Callable[[Array], None]) -> None:
         spec = model.serving.monitor
@@ -55,7 +55,7 @@ class OutputMonitor:
             )
 
     def bins(self, batches: Sequence[Array]) -> dict[str, int]:
-        """Rows a bin. Score bins are named by their upper edge, classes by their value."""
+        """Requests a bin. Score bins are named by their upper edge, classes by their value."""
         values = np.concatenate([np.asarray(batch) for batch in batches])
         if self._numeric:
             counts = np.bincount(

@@ -1,9 +1,10 @@
-"""`make bench-scale`: what one promotion and one sweep cost when there are many models.
+"""`make bench-scale`: what one promotion and one sweep cost when there are many models, and long histories.
 
 Runs the real Kubernetes adapter over HTTP against the fake API server, and the real registry over
 PostgreSQL, with 1, 50 and 500 models, and counts API calls and SQL statements. A promotion must cost the
-same whatever the number of models; a sweep its one look and a fixed cost a canary that it restores. Exits 1
-when that does not hold.
+same whatever the number of models; a sweep its one look and a fixed cost a canary that it restores. Then one
+model with up to 5 000 releases that came and went: what a window, `status` and `history` read. Exits 1 when
+either does not hold.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,9 @@ from tests.platform.kubernetes_world import DIGEST, Clock, kubernetes_platform, 
 
 SIZES = (1, 50, 500)
 CANARIES = 5
+HISTORIES = (5, 500, 5000)
+LONGEST_SECONDS = 0.5
+"""What a verb may take with the longest history."""
 SPEC = """
 name: {model}
 signature:
@@ -174,6 +178,59 @@ def measured(size: int, url: str, folder: Path) -> dict[str, Cost]:
         return costs
 
 
+def grow_old(url: str, releases: int) -> None:
+    """One model with so many releases that were stable and left, and a stable one."""
+    registry = Registry(url)
+    registry.migrate()
+    for version in (1, 2):
+        registry.register(release("old", version), SPEC.format(model="old"))
+    with psycopg2.connect(url) as connection, connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO releases (model, version, bundle, sha256, spec, phase)"
+            " SELECT 'old', v, 'file:///x', repeat('a', 64), %s, 'retired' FROM generate_series(3, %s) AS v",
+            (SPEC.format(model="old"), releases),
+        )
+        cursor.execute(
+            "INSERT INTO promotions (model, version, run, state, deadline, lease_until, ended_at)"
+            " SELECT 'old', v, v, 'promoted', now(), now(), now() FROM generate_series(3, %s) AS v",
+            (releases,),
+        )
+        cursor.execute(
+            "INSERT INTO events (model, version, kind) SELECT 'old', v, kind"
+            " FROM generate_series(3, %s) AS v, unnest(ARRAY['began', 'weight', 'stable', 'ended']) AS kind",
+            (releases,),
+        )
+    connection.close()
+    promotion = registry.begin("old", 2, "now", 3600, 60)
+    with registry.turn("old") as turn:
+        turn.crown(promotion)
+        turn.end(promotion, State.PROMOTED, "set up")
+
+
+def reading(url: str) -> dict[str, float]:
+    """Seconds (the best of five) of what a window and the verbs read."""
+    registry = Registry(url)
+
+    def history() -> None:
+        registry.standing("old")
+        registry.releases("old", 21)
+        registry.promotions("old", 21)
+        registry.events("old", last=21)
+
+    looks = {
+        "a window: standing": lambda: registry.standing("old"),
+        "status: all standings": registry.standings,
+        "history: a page": history,
+    }
+    return {name: min(_seconds(look) for _ in range(5)) for name, look in looks.items()}
+
+
+def _seconds(look: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    look()
+    return time.perf_counter() - began
+
+
 def main() -> int:
     root = Path(tempfile.mkdtemp(prefix="modelserve-bench-"))
     root.chmod(0o755)
@@ -184,22 +241,42 @@ def main() -> int:
     try:
         results: dict[str, dict[int, Cost]] = {}
         for size in SIZES:
-            database = f"bench_{size}"
-            connection = psycopg2.connect(server.get_uri())
-            connection.autocommit = True
-            with connection.cursor() as cursor:
-                cursor.execute(f"CREATE DATABASE {database}")
-            connection.close()
-            base, _, query = server.get_uri().partition("?")
-            url = base.rsplit("/", 1)[0] + f"/{database}" + (f"?{query}" if query else "")
-            folder = root / database
+            folder = root / f"bench_{size}"
             folder.mkdir()
-            for name, cost in measured(size, url, folder).items():
+            for name, cost in measured(size, _database(server.get_uri(), folder.name), folder).items():
                 results.setdefault(name, {})[size] = cost
+        reads: dict[str, dict[int, float]] = {}
+        for size in HISTORIES:
+            url = _database(server.get_uri(), f"history_{size}")
+            grow_old(url, size)
+            for name, seconds in reading(url).items():
+                reads.setdefault(name, {})[size] = seconds
     finally:
         server.cleanup()
         shutil.rmtree(root, ignore_errors=True)
-    return report(results)
+    return report(results) or report_reads(reads)
+
+
+def _database(server: str, name: str) -> str:
+    """Make a database on this server; its URL."""
+    connection = psycopg2.connect(server)
+    connection.autocommit = True
+    with connection.cursor() as cursor:
+        cursor.execute(f"CREATE DATABASE {name}")
+    connection.close()
+    base, _, query = server.partition("?")
+    return base.rsplit("/", 1)[0] + f"/{name}" + (f"?{query}" if query else "")
+
+
+def report_reads(reads: dict[str, dict[int, float]]) -> int:
+    print(f"\n{'':36}{'releases':>9}{'ms':>9}")
+    for name, seconds in reads.items():
+        for size, value in seconds.items():
+            print(f"{name:36}{size:>9}{1000 * value:>9.1f}")
+    slow = [name for name, seconds in reads.items() if seconds[max(HISTORIES)] > LONGEST_SECONDS]
+    if slow:
+        print(f"over {LONGEST_SECONDS} s with {max(HISTORIES)} releases: {', '.join(slow)}", file=sys.stderr)
+    return 1 if slow else 0
 
 
 def report(results: dict[str, dict[int, Cost]]) -> int:

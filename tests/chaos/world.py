@@ -146,6 +146,20 @@ class Story:
             assert failures == []
         return ended
 
+    def settles(self, told: str, *, serving: int, seconds: float = 120, hurts: bool = False) -> None:
+        """Wait until everybody is served by `serving`, where no promotion has to end for it.
+
+        No user has noticed, unless the fault is one that `hurts` whoever is served when it strikes.
+        """
+        world = self._world
+        world.serving(serving, seconds)
+        safe_after = time.time() - self._struck_at
+        failures = world.failures_since(self.began)
+        world.endings.append(
+            Ending(self._fault, f"{told}, v{serving} serves everybody", safe_after, len(failures))
+        )
+        assert hurts or failures == []
+
 
 class World:
     """The stack, its users, and what is seen of both."""

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -100,7 +101,7 @@ def test_images_are_built_by_digest_and_scanned_before_anything_is_deployed(
     for promotion in registry.promotions("flights"):
         kinds = [event.kind for event in registry.events("flights", promotion)]
         assert kinds.index("image") < kinds.index("scanned") < kinds.index("started")
-    for release in registry.standing("flights").releases:
+    for release in registry.releases("flights"):
         assert re.fullmatch(r".+@sha256:[0-9a-f]{64}", release.image or "")
 
 
@@ -182,3 +183,40 @@ def test_every_panel_has_an_answer(output: str, environment: dict[str, str]) -> 
     specification.loader.exec_module(panels)
     url = f"http://127.0.0.1:{environment['MODELSERVE_PORTS__PROMETHEUS']}"
     assert panels.empty_panels(url, registry_url(environment)) == []
+
+
+def test_what_to_type_after_the_demonstration_works_also_where_the_folder_was_moved(
+    output: str, environment: dict[str, str], registry: Registry
+) -> None:
+    """Last in this file: it stops the stack, as the demonstration does, and moves it."""
+    found = [words for line in output.splitlines() if (words := line.split())[1:2] == ["history"]]
+    assert found, output[-3000:]
+    (third,) = [one.id[:8] for one in registry.promotions("flights") if one.version == 3]
+    state = Path(environment["MODELSERVE_STATE"])
+    moved = {**environment, "MODELSERVE_STATE": str(state.with_name("moved"))}
+
+    def typed(*words: str, where: dict[str, str]) -> str:
+        done = subprocess.run(
+            [*shlex.split(found[0][0]), *words],
+            env=where,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, (words, done.stdout, done.stderr)
+        return done.stdout
+
+    typed("down", where=environment)
+    state.rename(moved["MODELSERVE_STATE"])
+    try:
+        assert f"this state folder was {state}" in typed("up", where=moved)
+        for words in (["status"], ["history", "flights"], ["explain", third]):
+            assert " ".join(words) in output
+            typed(*words, where=moved)
+        # Its bundle is read again: version 2 was taken out when the alert fired.
+        assert "v2" in typed("rollback", "flights", "--to", "2", where=moved)
+    finally:
+        typed("down", where=moved)
+        Path(moved["MODELSERVE_STATE"]).rename(state)

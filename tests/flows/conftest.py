@@ -101,7 +101,7 @@ class Story:
         return promotion
 
     def phases(self) -> dict[int, Phase]:
-        return {r.version: r.phase for r in self.plane.registry.standing("flights").releases}
+        return {r.version: r.phase for r in self.plane.registry.releases("flights")}
 
     def weights(self) -> dict[str, int]:
         return {n: w for n, w in self.plane.platform.routes("flights").weights.items() if w}

@@ -254,7 +254,7 @@ def test_a_training_that_fails_registers_nothing(flows_see: World, trained: Call
 
     assert state.is_failed()
     assert "the training ended with 3: learned" in str(state.message)
-    assert [release.version for release in flows_see.plane.registry.standing("paint").releases] == [1]
+    assert [release.version for release in flows_see.plane.registry.releases("paint")] == [1]
 
 
 def test_drift_rolls_back_the_release_that_was_checked(world: World) -> None:
@@ -266,7 +266,7 @@ def test_drift_rolls_back_the_release_that_was_checked(world: World) -> None:
 
     assert result.consequence is not None
     assert result.consequence.startswith("paint v2 was taken out (drift check of paint-v2: drifted")
-    phases = {release.version: release.phase for release in world.plane.registry.standing("paint").releases}
+    phases = {release.version: release.phase for release in world.plane.registry.releases("paint")}
     assert phases[1] is Phase.STABLE
     assert world.plane.platform.routes("paint").weights == {"paint-v1": 100}
 

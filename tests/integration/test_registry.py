@@ -41,12 +41,12 @@ def promote(registry: Registry, version: int) -> None:
 
 
 def phases(registry: Registry) -> dict[int, Phase]:
-    return {release.version: release.phase for release in registry.standing("flights").releases}
+    return {release.version: release.phase for release in registry.releases("flights")}
 
 
 def test_registering_the_same_content_twice_is_one_release(registry: Registry) -> None:
     registered(registry, 1, 1)
-    assert len(registry.standing("flights").releases) == 1
+    assert len(registry.releases("flights")) == 1
     with pytest.raises(ReleaseExists, match="use a new version number"):
         registry.register(release(1, "b" * 64), "name: flights")
     assert registry.release("flights", 1).sha256 == "a" * 64

@@ -194,6 +194,13 @@ def test_a_route_answers_a_version_that_it_does_not_hold(name: str) -> None:
     assert entry["headers"]["response"]["set"]["Content-Type"] == "application/problem+json"
 
 
+def entered(entry: Thing) -> str:
+    """The host by which an entry's only release is entered, through the interceptor or not."""
+    (target,) = entry["route"]
+    asked = target.get("headers", {}).get("request", {}).get("set", {}).get("Host")
+    return str(asked or target["destination"]["host"])
+
+
 def test_outcomes_go_where_the_rules_do_not_count() -> None:
     """The rule's own pattern takes the release's Service and not the one beside it."""
     rule = (ROOT / "monitoring" / "rules" / "traffic-istio.yml").read_text()
@@ -209,10 +216,19 @@ def test_outcomes_go_where_the_rules_do_not_count() -> None:
                 entry = thing["spec"]["http"][0]
                 assert entry["match"] == [{"uri": {"exact": "/models/flights/feedback"}}]
                 assert entry["rewrite"] == {"uri": "/feedback"}
-                (target,) = entry["route"]
-                asked = target.get("headers", {}).get("request", {}).get("set", {}).get("Host")
-                host = asked or target["destination"]["host"]
-                assert host == "flights-v1-aside.modelserve.svc.cluster.local"
+                assert entered(entry) == "flights-v1-aside.modelserve.svc.cluster.local"
+
+
+@pytest.mark.parametrize("name", ["split", "ab-by-cookie", "canary-at-zero", "mirror", "to-a-sleeper"])
+def test_who_names_a_version_goes_where_the_rules_do_not_count(name: str) -> None:
+    (service,) = [thing for thing in RENDERED[f"route-{name}"] if thing["kind"] == "VirtualService"]
+    prefix = "modelserveai-version-"
+    pinned = [entry for entry in service["spec"]["http"] if entry["name"].startswith(prefix)]
+    assert pinned
+    for entry in pinned:
+        version = entry["name"].removeprefix(prefix)
+        assert entry["match"][0]["headers"] == {"x-model-version": {"exact": version}}
+        assert entered(entry) == f"flights-v{version}-aside.modelserve.svc.cluster.local"
 
 
 def test_tracing_is_off_until_its_component_is_named(overlay: list[Thing]) -> None:

@@ -48,6 +48,12 @@ def test_a_broken_release_does_not_disturb_the_others(harness: Any) -> None:
     assert "flights-v1" in harness.platform.running()
 
 
+def test_the_log_of_a_release_is_its_own_and_no_longer_than_asked_for(harness: Any) -> None:
+    first, _ = started(harness, "flights", 1, 2)
+    assert len(harness.platform.log(first, 1)) <= 1
+    assert harness.platform.log(harness.healthy("flights", 9), 10) == []
+
+
 def test_stopping_is_idempotent(harness: Any) -> None:
     [release] = started(harness, "flights", 1)
     harness.platform.stop(release)

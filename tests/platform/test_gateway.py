@@ -124,6 +124,105 @@ def test_the_version_header_reaches_every_release_of_the_map(
     assert "flights" in missing.json()["detail"]
 
 
+def test_who_names_a_version_is_in_no_count_of_it(
+    local: LocalPlatform, local_settings: Settings, client: httpx.Client, start: START
+) -> None:
+    """Requests of class 5 and requests that nobody waits for, at the canary and at the stable."""
+    start("flights", 1)
+    start("flights", 2, status=500)
+    local.route("flights", Routes({"flights-v1": 90, "flights-v2": 10}))
+    before = [counted(local_settings, f"flights-v{version}") for version in (1, 2)]
+    assert versions(client, 20, **{"x-model-version": "1"}) == {"1": 20}
+    assert versions(client, 20, **{"x-model-version": "2"}) == {"2": 20}
+    assert [counted(local_settings, f"flights-v{version}") for version in (1, 2)] == before
+    assert counted(local_settings, "flights-v2@aside")["5"] == 20
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"x-envoy-upstream-rq-timeout-ms": "1"},
+        {"x-envoy-upstream-rq-per-try-timeout-ms": "1"},
+        {"x-envoy-expected-rq-timeout-ms": "1"},
+        {"grpc-timeout": "1n", "content-type": "application/grpc"},
+    ],
+    ids=lambda header: next(iter(header)),
+)
+def test_no_client_sets_the_gateways_own_deadline(
+    local: LocalPlatform, client: httpx.Client, start: START, header: dict[str, str]
+) -> None:
+    """It would be the gateway's 504, which counts against the release."""
+    start("flights", 1, seconds=0.1)
+    local.route("flights", Routes({"flights-v1": 100}))
+    assert versions(client, 5, **header) == {"1": 5}
+    assert versions(client, 5, **header, **{"x-forwarded-for": "10.0.0.1"}) == {"1": 5}
+
+
+@pytest.mark.parametrize(
+    "name", ["x-request-id", "cookie", "authorization", "x-forwarded-for", "x-client-trace-id", "traceparent"]
+)
+def test_no_header_chooses_the_arm_of_a_split(
+    local: LocalPlatform, client: httpx.Client, start: START, name: str
+) -> None:
+    start("flights", 1)
+    start("flights", 2)
+    local.route("flights", Routes({"flights-v1": 50, "flights-v2": 50}))
+    shares = versions(client, 60, **{name: "00-11111111111111111111111111111111-2222222222222222-01"})
+    assert min(shares["1"], shares["2"]) >= 10  # five standard deviations from 30
+
+
+def test_a_server_is_not_stopped_under_those_who_name_it(
+    local: LocalPlatform, local_settings: Settings, start: START
+) -> None:
+    start("flights", 1)
+    second = start("flights", 2, seconds=1.5)
+    local.route("flights", Routes({"flights-v1": 100, "flights-v2": 0}))
+    answers = []
+
+    def ask() -> None:
+        with httpx.Client(base_url=local_settings.gateway_url, trust_env=False, timeout=10) as client:
+            answers.append(versions(client, 1, **{"x-model-version": "2"}))
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    time.sleep(0.5)
+    local.route("flights", Routes({"flights-v1": 100}))
+    local.stop(second)
+    asking.join()
+    assert answers == [{"2": 1}]
+
+
+@pytest.mark.parametrize(
+    ("path", "is_counted"),
+    [
+        ("predict", True),
+        ("predict?x=1", True),
+        ("v2/models/flights/infer", True),
+        ("v2/models/flights/versions/1/infer", True),
+        ("v2/models/flights", False),
+        ("batch-predict", False),
+        ("healthz", False),
+        ("nowhere/predict", False),
+        ("predict/", False),
+    ],
+)
+def test_only_predictions_are_counted(
+    local: LocalPlatform,
+    local_settings: Settings,
+    client: httpx.Client,
+    start: START,
+    path: str,
+    is_counted: bool,
+) -> None:
+    """Anybody may ask for a job that no database keeps, and be answered 503."""
+    start("flights", 1)
+    local.route("flights", Routes({"flights-v1": 100}))
+    before = counted(local_settings, "flights-v1")
+    answer = client.post(f"/models/flights/{path}", json={})
+    assert (answer.headers["x-model-version"], answer.json()["path"]) == ("1", f"/{path}")
+    assert counted(local_settings, "flights-v1").total() - before.total() == is_counted
+
+
 def test_header_and_cookie_matches_win_over_the_weights(
     local: LocalPlatform, client: httpx.Client, start: START
 ) -> None:
@@ -268,13 +367,13 @@ def test_the_access_log_names_the_release(
 ) -> None:
     start("flights", 1)
     local.route("flights", Routes({"flights-v1": 100}))
-    client.get("/models/flights/docs", headers={"x-request-id": "logged-request"})
+    client.post("/models/flights/predict", json={}, headers={"x-request-id": "logged-request"})
     log = local_settings.logs / "gateway-access.log"
     deadline = time.monotonic() + 15  # Envoy writes its log in batches, every ten seconds at the latest
     while "logged-request" not in log.read_text() and time.monotonic() < deadline:
         time.sleep(0.1)
     [line] = [json.loads(line) for line in log.read_text().splitlines() if "logged-request" in line]
-    assert (line["release"], line["status"], line["path"]) == ("flights-v1", 200, "/models/flights/docs")
+    assert (line["release"], line["status"], line["path"]) == ("flights-v1", 200, "/models/flights/predict")
 
 
 # -- servers ----------------------------------------------------------------------------------------------

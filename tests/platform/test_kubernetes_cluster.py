@@ -302,7 +302,7 @@ def test_a_real_pod_that_crashes_is_reported_with_its_log(
     release = dataclasses.replace(release, sha256="0" * 64)
     with pytest.raises(ReleaseNotReady, match=r"CrashLoopBackOff|ended with exit code") as caught:
         platform.start(release, spec_for(real, release.model))
-    assert "last log lines" in str(caught.value)
+    assert "its log says" in str(caught.value)
 
 
 @pytest.mark.usefixtures("nodes", "platform")

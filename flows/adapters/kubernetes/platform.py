@@ -133,6 +133,11 @@ class KubernetesPlatform:
             raise _no_servers(release.name)
         return f"http://{self._cluster.host(release.name)}:{PORT}"
 
+    def log(self, release: Release, last: int) -> list[str]:
+        pods = self._api.find("Pod", labels={RELEASE_LABEL: release.name})
+        names = sorted(pod["metadata"]["name"] for pod in pods)
+        return [line for name in names for line in self._api.log_tail(name, "server", last)]
+
     def settle(self, model: str) -> None:
         """A promotion or an experiment is over: autoscalers get their own minimum back."""
         for autoscaler in self._autoscalers.of({MODEL_LABEL: model}).values():

@@ -15,8 +15,9 @@ from flows.adapters.kubernetes.pods import (
 )
 from flows.domain.cluster.manifests import RELEASE_LABEL, Cluster, Manifest
 from flows.domain.errors import ReleaseNotReady
+from flows.domain.logs import cause
 
-LOG_LINES = 5
+LOG_LINES = 50
 
 
 class Readiness:
@@ -87,5 +88,5 @@ class Readiness:
         if trouble and trouble.pod and trouble.container:
             lines = self._api.log_tail(trouble.pod, trouble.container, LOG_LINES)
             if lines:
-                words.append("last log lines: " + " | ".join(line.strip() for line in lines))
+                words.append(f"its log says: {cause(lines)}")
         return ReleaseNotReady(f"{name} never became ready: {'; '.join(words)}")

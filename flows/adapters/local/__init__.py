@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -63,7 +64,9 @@ class Supervision(Protocol):
 
     def starts(self, name: str) -> Any: ...
 
-    def last_lines(self, name: str, count: int = 3) -> str: ...
+    def cause(self, name: str) -> str: ...
+
+    def log(self, name: str) -> Path: ...
 
 
 class LocalPlatform:
@@ -154,6 +157,14 @@ class LocalPlatform:
             raise ReleaseNotReady(f"{release.name} has no servers here; start it first")
         return record.url
 
+    def log(self, release: Release, last: int) -> list[str]:
+        """Also of a server that has ended: its file stays."""
+        try:
+            with self._supervision.log(release.name).open(errors="replace") as lines:
+                return [line.rstrip("\n") for line in deque(lines, maxlen=last)]
+        except FileNotFoundError:
+            return []
+
     def settle(self, model: str) -> None:
         """One server a release: nothing is pinned here."""
 
@@ -204,9 +215,10 @@ class LocalPlatform:
             waited = time.monotonic() - begun
             if ended >= TRIES or waited > seconds:
                 what = f"ended {ended} times while starting" if ended >= TRIES else f"is not ready: {problem}"
-                lines = self._supervision.last_lines(record.release) or "(empty)"
+                said = self._supervision.cause(record.release) or "nothing"
                 raise ReleaseNotReady(
-                    f"{record.release} {what} (after {waited:.0f} s of {seconds:g} s); its log ends: {lines}"
+                    f"{record.release} {what} (after {waited:.0f} s of {seconds:g} s); its log says: {said}; "
+                    f"the rest: modelserve logs {record.model} {record.version}"
                 )
             time.sleep(POLL_SECONDS)
 

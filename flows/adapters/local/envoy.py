@@ -13,13 +13,14 @@ from typing import Any
 
 from flows.domain.errors import RouteConflict
 from flows.domain.release import parse_release_name
-from flows.domain.routes import Match, Mirror, Routes
+from flows.domain.routes import PREDICTIONS, Match, Mirror, Routes
 
 Entry = dict[str, Any]
 
 VERSION_HEADER = "x-model-version"
 ASIDE_SUFFIX = "@aside"
-"""Copies and outcomes go through a cluster of their own, so that they never count as a release's traffic."""
+"""Copies, outcomes, requests that name their release and all that is no prediction go through a cluster of
+its own, so that what counts as a release's traffic are the predictions that the split has sent to it."""
 MILLION = 1_000_000
 COOKIE_SECONDS = 30 * 24 * 3600
 """How long a visitor of an A/B test keeps the release that the split gave him first."""
@@ -61,7 +62,8 @@ def cluster_port(entry: Mapping[str, Any]) -> int:
 
 
 def entries_of(model: str, routes: Routes, timeout_seconds: float) -> list[Entry]:
-    """The model's route entries, first match first: version header, A/B matches, then the split."""
+    """The model's route entries, first match first: outcomes, version header, A/B matches, the split of
+    predictions, and that of everything else."""
     if not routes.weights:
         return [_nobody(model)]
 
@@ -81,7 +83,8 @@ def entries_of(model: str, routes: Routes, timeout_seconds: float) -> list[Entry
     entries = [_feedback(model, routes, timeout_seconds)]
     for release in routes.weights:
         version = str(parse_release_name(release)[1])
-        entries.append(entry(f"version/{version}", [_exactly(VERSION_HEADER, version)], {"cluster": release}))
+        pinned = [_exactly(VERSION_HEADER, version)]
+        entries.append(entry(f"version/{version}", pinned, {"cluster": release + ASIDE_SUFFIX}))
     entries.append(_no_such_version(model))
     for number, match in enumerate(routes.matches, start=1):
         entries.append(entry(f"match/{number}", [_condition(match)], {"cluster": match.release}))
@@ -99,8 +102,16 @@ def entries_of(model: str, routes: Routes, timeout_seconds: float) -> list[Entry
                 "runtime_fraction": {"default_value": share},
             }
         ]
-    entries.append(entry("split", [], action))
-    return entries
+    split = entry("split", [], action)
+    split["match"] = {"safe_regex": {"regex": f"/models/{model}/{PREDICTIONS}"}}
+    del split["route"]["prefix_rewrite"]
+    rewrite = {"pattern": {"regex": f"^/models/{model}/"}, "substitution": "/"}
+    split["route"]["regex_rewrite"] = rewrite
+    asides = [
+        {"name": release + ASIDE_SUFFIX, "weight": weight} for release, weight in routes.weights.items()
+    ]
+    elsewhere = entry("elsewhere", [], {"weighted_clusters": {"clusters": asides}})
+    return [*entries, split, elsewhere]
 
 
 def routes_in(model: str, entries: Iterable[Mapping[str, Any]]) -> Routes:

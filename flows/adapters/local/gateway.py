@@ -70,10 +70,12 @@ class Gateway:
 
     def busy(self, release: str) -> int:
         """Requests that this release is answering now; 0 when the gateway does not answer."""
-        name = f"cluster.{release}.upstream_rq_active"
+        clusters = release, release + envoy.ASIDE_SUFFIX
+        names = [f"cluster.{cluster}.upstream_rq_active" for cluster in clusters]
         with contextlib.suppress(httpx.HTTPError, ValueError, KeyError):
-            stats = self._get("/stats", {"filter": f"^{name}$", "format": "json"}).json()["stats"]
-            return sum(int(stat["value"]) for stat in stats if stat.get("name") == name)
+            wanted = {"filter": f"^({'|'.join(names)})$", "format": "json"}
+            stats = self._get("/stats", wanted).json()["stats"]
+            return sum(int(stat["value"]) for stat in stats if stat.get("name") in names)
         return 0
 
     # -- files ----------------------------------------------------------------------------------------
@@ -82,13 +84,13 @@ class Gateway:
         present = self._read(CLUSTERS)
         kept = {entry["name"]: entry for entry in present["resources"] if entry["name"] in named}
         offered = {name: envoy.cluster(name, "127.0.0.1", port) for name, port in ports.items()}
-        mirrors = {
+        asides = {
             name: envoy.cluster(name, "127.0.0.1", ports[release])
             for name in named
             if name.endswith(envoy.ASIDE_SUFFIX)
             and (release := name.removesuffix(envoy.ASIDE_SUFFIX)) in ports
         }
-        clusters = [entry for _, entry in sorted({**kept, **offered, **mirrors}.items())]
+        clusters = [entry for _, entry in sorted({**kept, **offered, **asides}.items())]
         if clusters == present["resources"]:
             return
         document = _versioned({"resources": clusters})

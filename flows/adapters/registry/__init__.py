@@ -12,7 +12,7 @@ Belongs here: SQL, and rows as the domain's types. May not: decide who gets the 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, Literal
@@ -27,7 +27,9 @@ from flows.adapters.registry.rows import (
     LEASE_EXPIRED,
     OLDER_WORDS,
     PROMOTION,
+    RELEASE,
     ROLLED_BACK,
+    STANDING,
     Event,
     Overview,
     StoredWindow,
@@ -37,6 +39,8 @@ from flows.adapters.registry.rows import (
     lost,
     one,
     promotion_of,
+    release_of,
+    standing_of,
     unknown_model,
 )
 from flows.adapters.registry.turn import Turn
@@ -48,6 +52,7 @@ from flows.domain.errors import (
     ReleaseExists,
     ReleaseUnknown,
 )
+from flows.domain.notices import Happening
 from flows.domain.promotion import Promotion, Standing, State
 from flows.domain.release import Phase, Release, release_name
 
@@ -177,6 +182,32 @@ class Registry:
         with self._transaction() as cursor:
             return find_standing(cursor, model)
 
+    def standings(self) -> list[Standing]:
+        """Of every model, in one query."""
+        with self._transaction() as cursor:
+            cursor.execute(f"{STANDING} ORDER BY name")
+            return [standing_of(row) for row in cursor.fetchall()]
+
+    def releases(self, model: str, last: int | None = None) -> list[Release]:
+        """In the order of their versions; the newest `last` where it is given."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                f"SELECT {RELEASE} FROM releases WHERE model = %s ORDER BY version DESC LIMIT %s",
+                (model, last),
+            )
+            return [release_of(row) for row in reversed(cursor.fetchall())]
+
+    def move_bundles(self, old: str, new: str) -> int:
+        """Bundles below the URI `old` are below `new` now, in the same order; how many. Their content is the
+        same: a digest is checked wherever one is read."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                "UPDATE releases SET bundle = %(new)s || substr(bundle, length(%(old)s) + 1)"
+                " WHERE starts_with(bundle, %(old)s || '/')",
+                {"old": old, "new": new},
+            )
+            return int(cursor.rowcount)
+
     # -- promotions -------------------------------------------------------------------------------
 
     def begin(
@@ -189,7 +220,7 @@ class Registry:
         """
         with self.turn(model) as turn:
             standing = turn.standing()
-            release = standing.version(version)
+            release = turn.release(version)
             is_open = standing.promotion
             if is_open is not None:
                 if is_open.version == version and (is_open.run == run or turn.lease_expired(lease_seconds)):
@@ -250,12 +281,23 @@ class Registry:
             row = cursor.fetchone()
             return None if row is None else promotion_of(row)
 
-    def promotions(self, model: str) -> list[Promotion]:
+    def newest_promotion_of_run(self, run: str) -> Promotion | None:
+        """The promotion that this Prefect flow run has driven, open or ended; None when it never began."""
         with self._transaction() as cursor:
             cursor.execute(
-                f"SELECT {PROMOTION} FROM promotions WHERE model = %s ORDER BY started_at", (model,)
+                f"SELECT {PROMOTION} FROM promotions WHERE run = %s ORDER BY started_at DESC LIMIT 1", (run,)
             )
-            return [promotion_of(row) for row in cursor.fetchall()]
+            row = cursor.fetchone()
+            return None if row is None else promotion_of(row)
+
+    def promotions(self, model: str, last: int | None = None) -> list[Promotion]:
+        """Oldest first; the newest `last` where it is given."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                f"SELECT {PROMOTION} FROM promotions WHERE model = %s ORDER BY started_at DESC LIMIT %s",
+                (model, last),
+            )
+            return [promotion_of(row) for row in reversed(cursor.fetchall())]
 
     def abandoned(self, grace_seconds: float) -> list[tuple[Promotion, bool]]:
         """Open promotions that nobody drives, or (True) that are past their deadline and the grace.
@@ -557,18 +599,38 @@ class Registry:
             version = promotion.version if promotion else None
             append_event(cursor, model, version, kind, detail, promotion.id if promotion else None)
 
-    def events(self, model: str, promotion: Promotion | None = None, after: int = 0) -> list[Event]:
-        """Those of a model, or of one promotion, whose id is greater than `after`; oldest first."""
+    def events(
+        self,
+        model: str,
+        promotion: Promotion | None = None,
+        after: int = 0,
+        *,
+        kinds: Collection[str] = (),
+        last: int | None = None,
+    ) -> list[Event]:
+        """Those of a model, or of one promotion, of these kinds or any, with ids after `after`; oldest first.
+
+        The newest `last` where it is given.
+        """
+        older = [old for old, new in OLDER_WORDS.items() if new in kinds]
         with self._transaction() as cursor:
             cursor.execute(
                 "SELECT id, at, version, promotion, kind, detail FROM events"
                 " WHERE model = %(model)s AND id > %(after)s"
-                " AND (%(promotion)s IS NULL OR promotion = %(promotion)s::uuid) ORDER BY id",
-                {"model": model, "promotion": promotion.id if promotion else None, "after": after},
+                " AND (%(promotion)s IS NULL OR promotion = %(promotion)s::uuid)"
+                " AND (%(kinds)s IS NULL OR kind = ANY(%(kinds)s))"
+                " ORDER BY id DESC LIMIT %(last)s",
+                {
+                    "model": model,
+                    "promotion": promotion.id if promotion else None,
+                    "after": after,
+                    "kinds": [*kinds, *older] or None,
+                    "last": last,
+                },
             )
             return [
                 Event(**{**row, "kind": OLDER_WORDS.get(row["kind"], row["kind"])})
-                for row in cursor.fetchall()
+                for row in reversed(cursor.fetchall())
             ]
 
     def last_event(self) -> int:
@@ -576,6 +638,35 @@ class Registry:
         with self._transaction() as cursor:
             cursor.execute("SELECT coalesce(max(id), 0) AS last FROM events")
             return int(one(cursor)["last"])
+
+    # -- messages to people -----------------------------------------------------------------------
+
+    def told(self, address: str) -> int:
+        """The newest event that this address knows of; one that is new knows all that there are."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                "INSERT INTO told (address, event) SELECT %s, coalesce(max(id), 0) FROM events"
+                " ON CONFLICT (address) DO UPDATE SET address = excluded.address RETURNING event",
+                (address,),
+            )
+            return int(one(cursor)["event"])
+
+    def tell(self, address: str, event: int) -> None:
+        """The address has been told of everything up to this event."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                "UPDATE told SET event = greatest(event, %s), at = now() WHERE address = %s", (event, address)
+            )
+
+    def happenings(self, after: int, kinds: Collection[str]) -> list[Happening]:
+        """Events of all models of these kinds, whose id is greater than `after`; oldest first."""
+        with self._transaction() as cursor:
+            cursor.execute(
+                "SELECT id, extract(epoch FROM at)::float8 AS at, model, version, promotion::text, kind,"
+                " detail FROM events WHERE id > %s AND kind = ANY(%s) ORDER BY id",
+                (after, list(kinds)),
+            )
+            return [Happening(**row) for row in cursor.fetchall()]
 
     # -- turns ------------------------------------------------------------------------------------
 

@@ -16,6 +16,8 @@ from flows.domain.release import Phase, Release
 from flows.domain.routes import Match, Mirror, Routes
 
 Row = dict[str, Any]
+KNOWN = 10
+"""How many versions are named to somebody who asked for one that is not there."""
 
 PROMOTION = (
     "id, model, version, run, state, paused, weight, reason, started_at, deadline, lease_until, ended_at"
@@ -113,31 +115,39 @@ def release_of(row: Mapping[str, Any]) -> Release:
 def find_release(cursor: RealDictCursor, model: str, version: int) -> Release:
     cursor.execute(f"SELECT {RELEASE} FROM releases WHERE model = %s AND version = %s", (model, version))
     row = cursor.fetchone()
-    if row is not None:
-        return release_of(row)
-    return find_standing(cursor, model).version(version)
+    if row is None:
+        raise _unknown_release(cursor, model, version)
+    return release_of(row)
+
+
+# One statement, so one moment: a release cannot change its phase between two reads. Of thousands that are
+# retired none is read; each branch has an index.
+STANDING = (
+    "SELECT name, route, retreat, frozen, p.*,"
+    f" (SELECT coalesce(json_agg(r ORDER BY r.version), '[]') FROM ("
+    f"   SELECT {RELEASE} FROM releases WHERE model = name AND phase = 'canary'"
+    f"   UNION SELECT {RELEASE} FROM releases WHERE model = name AND phase = 'stable'"
+    f"   UNION SELECT {RELEASE} FROM releases WHERE model = name AND phase = 'previous'"
+    f"   UNION SELECT {RELEASE} FROM releases WHERE model = name AND version IN"
+    "     (p.version, (retreat ->> 'leaves')::integer, (retreat ->> 'target')::integer)"
+    " ) r) AS releases"
+    f" FROM models LEFT JOIN (SELECT {PROMOTION} FROM promotions WHERE ended_at IS NULL) p ON p.model = name"
+)
 
 
 def find_standing(cursor: RealDictCursor, model: str) -> Standing:
-    # One statement, so one moment: a release cannot change its phase between two reads.
-    cursor.execute(
-        "SELECT route, retreat, frozen,"
-        f" (SELECT coalesce(json_agg(r ORDER BY r.version), '[]') FROM (SELECT {RELEASE} FROM releases"
-        "   WHERE model = name) r) AS releases,"
-        " (SELECT id FROM promotions WHERE model = name AND ended_at IS NULL) AS promotion"
-        " FROM models WHERE name = %s",
-        (model,),
-    )
+    cursor.execute(f"{STANDING} WHERE name = %s", (model,))
     row = cursor.fetchone()
     if row is None:
         raise unknown_model(cursor, model)
-    promotion = None
-    if row["promotion"] is not None:
-        cursor.execute(f"SELECT {PROMOTION} FROM promotions WHERE id = %s", (row["promotion"],))
-        promotion = promotion_of(one(cursor))
+    return standing_of(row)
+
+
+def standing_of(row: Mapping[str, Any]) -> Standing:
     retreat = row["retreat"]
+    promotion = None if row["id"] is None else promotion_of(row)
     return Standing(
-        model,
+        row["name"],
         tuple(release_of(release) for release in row["releases"]),
         promotion,
         None if retreat is None else Retreat(**{**retreat, "state": State(retreat["state"])}),
@@ -150,6 +160,21 @@ def unknown_model(cursor: RealDictCursor, model: str) -> ReleaseUnknown:
     cursor.execute("SELECT name FROM models ORDER BY name")
     known = ", ".join(row["name"] for row in cursor.fetchall()) or "none yet"
     return ReleaseUnknown(f"no model {model!r} is registered; registered models: {known}")
+
+
+def _unknown_release(cursor: RealDictCursor, model: str, version: int) -> ReleaseUnknown:
+    cursor.execute(
+        "SELECT version, count(*) OVER () AS all FROM releases WHERE model = %s"
+        " ORDER BY version DESC LIMIT %s",
+        (model, KNOWN),
+    )
+    rows = cursor.fetchall()
+    if not rows:
+        return unknown_model(cursor, model)
+    known = ", ".join(str(row["version"]) for row in reversed(rows))
+    if (older := rows[0]["all"] - len(rows)) > 0:
+        known = f"{older} older ones, {known}"
+    return ReleaseUnknown(f"{model} has no version {version}; registered versions: {known}")
 
 
 def lost(cursor: RealDictCursor, promotion: Promotion) -> PromotionLost:

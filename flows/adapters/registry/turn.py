@@ -16,6 +16,7 @@ from flows.adapters.registry.rows import (
     ROLLED_BACK,
     ROLLING_BACK,
     append_event,
+    find_release,
     find_standing,
     lost,
     one,
@@ -23,6 +24,7 @@ from flows.adapters.registry.rows import (
     routes_to_json,
 )
 from flows.domain.promotion import Promotion, Retreat, Standing, State
+from flows.domain.release import Release
 from flows.domain.routes import Routes
 
 
@@ -36,6 +38,10 @@ class Turn:
 
     def standing(self) -> Standing:
         return find_standing(self._cursor, self._model)
+
+    def release(self, version: int) -> Release:
+        """Any one of the model's, in service or not. Raises ReleaseUnknown."""
+        return find_release(self._cursor, self._model, version)
 
     def promotion(self, identifier: str) -> Promotion:
         self._cursor.execute(f"SELECT {PROMOTION} FROM promotions WHERE id = %s", (identifier,))

@@ -20,6 +20,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass
 from pathlib import Path
 
+from flows.adapters.stack import moving
 from flows.adapters.stack.parts import Part, all_parts
 from flows.adapters.stack.processes import check_ports, members, reap
 from flows.adapters.stack.releases import bring_back
@@ -89,6 +90,9 @@ def _up(settings: Settings, parts: list[Part], say: Say, bootstrap: Bootstrap | 
     running = set() if fresh else {s.name for s in supervisor.states() if s.state in LIVING_STATES}
     missing = [part for part in parts if part.name not in running]
     check_ports((port, getattr(settings.ports, port)) for part in missing for port in part.ports)
+    if old := moving.moved_from(settings):
+        say(f"this state folder was {old} when it was last up: what names it so is rewritten")
+        moving.rewrite_programs(settings, old)
     try:
         _write(supervisor, missing)
         if fresh:
@@ -281,7 +285,7 @@ def _await(settings: Settings, supervisor: Supervisor, part: Part, say: Say, fai
         if ended >= TRIES or (late and (ended or now - begun > patience + LATE_SECONDS)):
             raise DependencyDown(
                 f"{part.name} did not become healthy in {now - begun:.0f} s; "
-                f"its log {supervisor.log(part.name)} ends: {supervisor.last_lines(part.name) or '(empty)'}"
+                f"its log {supervisor.log(part.name)} says: {supervisor.cause(part.name) or '(nothing)'}"
             )
         if late and not told:
             told = True

@@ -33,4 +33,6 @@ def bring_back(settings: Settings, supervisor: Supervisor, say: Callable[[str], 
                 say(f"{name}: ready again after {time.monotonic() - begun:.1f} s")
         time.sleep(0.1)
     for name in sorted(missing):
-        say(f"{name}: not ready; its log {supervisor.log(name)} ends: {supervisor.last_lines(name)}")
+        say(
+            f"{name}: not ready; its log {supervisor.log(name)} says: {supervisor.cause(name) or '(nothing)'}"
+        )

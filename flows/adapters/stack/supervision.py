@@ -12,7 +12,6 @@ import fcntl
 import hashlib
 import http.client
 import os
-import re
 import shlex
 import subprocess
 import time
@@ -27,6 +26,7 @@ import psutil
 from flows.adapters.stack.files import MARK, render, write
 from flows.adapters.stack.rpc import call
 from flows.domain.errors import DependencyDown
+from flows.domain.logs import cause
 from flows.settings import PREFIX, Settings
 
 LIVING_STATES = frozenset({"STARTING", "RUNNING"})
@@ -34,7 +34,6 @@ PATIENCE_SECONDS = 60
 """How long the flows of a worker have to put the traffic back."""
 AGAIN_SECONDS = 2
 LOG_BYTES = 16_384
-COMPLAINT = re.compile(r"error|fatal|panic|cannot|failed|refused|exception|denied", re.IGNORECASE)
 STOPPED_STATES = frozenset({"STOPPED", "EXITED", "FATAL", "BACKOFF", "UNKNOWN"})
 
 
@@ -235,8 +234,8 @@ class Supervisor:
     def log(self, name: str) -> Path:
         return self._settings.logs / f"{name}.log"
 
-    def last_lines(self, name: str, count: int = 3) -> str:
-        """What the program's log says since its last start, joined to one line: complaints, else its end."""
+    def cause(self, name: str) -> str:
+        """The line of the program's log that says why it ended, since its last start; empty for no log."""
         try:
             with self.log(name).open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
@@ -245,9 +244,7 @@ class Supervisor:
                 text = file.read().decode(errors="replace")
         except FileNotFoundError:
             return ""
-        lines = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
-        telling = [line for line in lines if COMPLAINT.search(line)]
-        return " | ".join((telling or lines)[-count:])
+        return cause(text.splitlines())
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:

@@ -24,10 +24,11 @@ from flows.domain.cluster.manifests import (
 from flows.domain.cluster.skeleton import fill
 from flows.domain.errors import RouteConflict
 from flows.domain.release import parse_release_name
-from flows.domain.routes import Match, Mirror, Routes
+from flows.domain.routes import PREDICTIONS, Match, Mirror, Routes
 
 PREFIX = "modelserveai-"
 SPLIT = PREFIX + "split"
+ELSEWHERE = PREFIX + "elsewhere"
 EMPTY = PREFIX + "empty"
 FEEDBACK = PREFIX + "feedback"
 NO_SUCH_VERSION = PREFIX + "no-such-version"
@@ -70,7 +71,8 @@ def entries_of(
     skeleton: Any,
     sleepers: Mapping[str, float],
 ) -> list[Manifest]:
-    """Our entries of `spec.http`, first match first: outcomes, version header, A/B matches, then the split.
+    """Our entries of `spec.http`, first match first: outcomes, version header, A/B matches, the split of
+    predictions, and that of everything else, which is not counted.
 
     `sleepers` maps the releases that are entered through the interceptor to the seconds that their first
     request may have to wait.
@@ -90,7 +92,8 @@ def entries_of(
         version = str(parse_release_name(release)[1])
         exact = {"headers": {VERSION_HEADER: {"exact": version}}}
         entries.append(
-            entry(f"{VERSION}{version}", exact, [release]) | {"route": [hosts.destination(release, 100)]}
+            entry(f"{VERSION}{version}", exact, [release])
+            | {"route": [hosts.destination(release, 100, aside=True)]}
         )
     entries.append(_no_such_version(model, entry(NO_SUCH_VERSION, {"headers": _ANY_VERSION}, [])))
     for number, match in enumerate(routes.matches, start=1):
@@ -99,7 +102,8 @@ def entries_of(
             | {"route": [hosts.destination(match.release, 100)]}
         )
     cookies = {match.release: match for match in routes.matches if match.source == "cookie"}
-    split = entry(SPLIT, {}, list(routes.weights))
+    split = entry(SPLIT, {"uri": {"regex": f"/models/{model}/{PREDICTIONS}"}}, list(routes.weights))
+    split["rewrite"] = {"uriRegexRewrite": {"match": f"^/models/{model}/", "rewrite": "/"}}
     split["route"] = [
         hosts.destination(release, weight, _cookie(model, cookies.get(release)))
         for release, weight in routes.weights.items()
@@ -108,8 +112,11 @@ def entries_of(
         # Never through the interceptor: Envoy renames the host of a copy, and a mirrored release is awake.
         split["mirror"] = {"host": cluster.host(routes.mirror.release), "port": {"number": PORT}}
         split["mirrorPercentage"] = {"value": float(routes.mirror.percent)}
-    entries.append(split)
-    return entries
+    elsewhere = entry(ELSEWHERE, {}, list(routes.weights))
+    elsewhere["route"] = [
+        hosts.destination(release, weight, aside=True) for release, weight in routes.weights.items()
+    ]
+    return [*entries, split, elsewhere]
 
 
 def merge(existing: Sequence[Manifest], ours: Sequence[Manifest]) -> list[Manifest]:

@@ -2,8 +2,8 @@
 
 Whether a request fits is the request's, and which release it meets is the split's chance. So the two shares
 may be compared request by request, also when one client sends thirty bad ones at once. Other answers of class
-4 speak of the client alone (its key, its rate, its deadline, the size or the address of what it sends) and
-are not counted here.
+4 speak of the client alone (its key, its rate, the size or the address of what it sends) and are not counted
+here.
 """
 
 from __future__ import annotations

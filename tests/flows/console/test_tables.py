@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from flows.adapters.registry import Event
-from flows.console.tables import event_line, events_table, promotions_table, standings_table
+from flows.console.tables import event_line, events_table, models_table, promotions_table, releases_table
 from flows.domain.promotion import Promotion, Standing, State
 from flows.domain.routes import Routes
 from flows.terminal import cli
@@ -31,8 +31,18 @@ def test_reasons_and_events_are_not_taken_for_markup(printed: io.StringIO) -> No
     promotion = Promotion("0" * 32, "flights", 2, "run", State.FAILED, False, 0, SAID, NOW, NOW, NOW, NOW)
     cli.console.print(promotions_table([promotion]))
     cli.console.print(events_table([Event(1, NOW, 2, None, "ended", {"reason": SAID})]))
-    cli.console.print(standings_table(Standing("flights", (), None, None, Routes(), SAID)))
-    assert " ".join(printed.getvalue().split()).count(SAID) == 3  # a title is wrapped
+    frozen = Standing("flights", (), None, None, Routes(), SAID)
+    cli.console.print(models_table([frozen]))
+    cli.console.print(releases_table(frozen, ()))
+    assert " ".join(printed.getvalue().split()).count(SAID) == 4  # a title is wrapped
+
+
+def test_an_alert_that_nobody_has_answered_stands_beside_its_model(printed: io.StringIO) -> None:
+    quiet, loud = (Standing(name, (), None, None, Routes(), None) for name in ("quiet", "loud"))
+    cli.console.print(models_table([quiet, loud], {"loud": 2}))
+    lines = [line for line in printed.getvalue().splitlines() if "alerts fire and moved nothing" in line]
+    assert len(lines) == 1
+    assert "loud" in lines[0]
 
 
 def test_progress_is_printed_as_it_is(printed: io.StringIO) -> None:

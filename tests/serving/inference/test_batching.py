@@ -421,7 +421,7 @@ def test_deadlines_over_http(people_server: ThreadedServer) -> None:
         slow = pool.submit(ask, people_server, "sleep 1.0")
         time.sleep(0.15)
         late = ask(people_server, "Ada", **{"x-request-timeout": "0.1"})
-        assert late.status_code in (503, 504)
+        assert late.status_code == 408
         assert not slow.done(), "the answer waited for the model"
         assert slow.result().status_code == 200
     for wrong in ("soon", "-1", "0", "nan", "inf"):

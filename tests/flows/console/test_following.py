@@ -1,0 +1,133 @@
+"""A run that nobody takes: a person who waits is told so, and starting it again makes no second one."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from prefect import flow
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.exceptions import ObjectAlreadyExists
+from prefect.states import Cancelled, Running
+from prefect.testing.utilities import prefect_test_harness
+from rich.console import Console
+
+from flows.adapters.stack import PartStatus
+from flows.console import following
+from flows.console.tables import parts_table
+from flows.domain.errors import PromotionRunning
+from flows.steps.starting import Started, heard_of_workers, start_promotion
+from flows.wiring import ControlPlane
+from tests.flows.conftest import Story
+
+POOL = "night"
+
+
+@flow(name="promote")
+def promote(model: str, version: int) -> None:
+    """Never runs: nobody works for its pool."""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[None]:
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+@pytest.fixture
+def client(request: pytest.FixtureRequest) -> Iterator[SyncPrefectClient]:
+    request.getfixturevalue("server")
+    with get_client(sync_client=True) as client:
+        with suppress(ObjectAlreadyExists):
+            client.create_work_pool(WorkPoolCreate(name=POOL, type="process"))
+        identifier = client.create_flow(promote)
+        client.create_deployment(
+            flow_id=identifier,
+            name="promote",
+            work_pool_name=POOL,
+            path=os.devnull,
+            entrypoint="x.py:promote",
+        )
+        yield client
+
+
+def end(client: SyncPrefectClient, started: Started) -> None:
+    client.set_flow_run_state(started.run, Cancelled(), force=True)
+
+
+def test_starting_it_again_joins_the_run_that_waits(
+    client: SyncPrefectClient, plane: ControlPlane, story: Story
+) -> None:
+    story.register(1, 2)
+    first = start_promotion(plane, "flights", 1)
+    again = start_promotion(plane, "flights", 1)
+    other = start_promotion(plane, "flights", 2)
+    assert (first.joined, again.joined, other.joined) == (False, True, False)
+    assert again.run == first.run != other.run
+    end(client, first)
+    anew = start_promotion(plane, "flights", 1)
+    assert not anew.joined
+    assert anew.run != first.run
+    end(client, anew)
+    end(client, other)
+
+
+def test_starting_it_again_joins_the_run_that_promotes_and_not_one_that_is_gone(
+    client: SyncPrefectClient, plane: ControlPlane, story: Story
+) -> None:
+    story.register(1, 2)
+    first = start_promotion(plane, "flights", 1)
+    client.set_flow_run_state(first.run, Running(), force=True)
+    story.begin(1, 25, run=str(first.run))
+    again = start_promotion(plane, "flights", 1)
+    assert (again.run, again.joined) == (first.run, True)
+    with pytest.raises(PromotionRunning, match="v1 is being promoted"):
+        start_promotion(plane, "flights", 2)
+    end(client, first)  # it was killed, and its promotion is still open: a new run takes over
+    taken_over = start_promotion(plane, "flights", 1)
+    assert not taken_over.joined
+    assert taken_over.run != first.run
+    end(client, taken_over)
+
+
+def test_a_person_who_waits_hears_that_no_worker_takes_the_run(
+    client: SyncPrefectClient, plane: ControlPlane, story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    story.register(1)
+    started = start_promotion(plane, "flights", 1)
+    assert started.pool == POOL
+    text = io.StringIO()
+    monkeypatch.setattr(following, "WAITS_SECONDS", 0)
+    monkeypatch.setattr(following, "AGAIN_SECONDS", 1)
+    tail = following._Tail(plane, "flights", Console(file=text, width=300))
+    assert following._until_final(started, tail, 2.5) is None
+    said = text.getvalue().splitlines()
+    assert 1 < len(said) <= 3
+    assert "the run waits" in said[0]
+    assert "no worker of pool 'night' has ever been heard of; see 'modelserve status'" in said[0]
+    end(client, started)
+
+
+def test_a_worker_is_known_by_what_was_heard_of_it(client: SyncPrefectClient) -> None:
+    client.request(
+        "POST", "/work_pools/{work_pool_name}/workers/heartbeat",
+        path_params={"work_pool_name": POOL}, json={"name": "w", "heartbeat_interval_seconds": 30},
+    )  # fmt: skip
+    assert "a worker of pool 'night' was heard of" in heard_of_workers(client, POOL)
+    (worker,) = client.read_workers_for_work_pool(POOL)
+    assert worker.last_heartbeat_time is not None
+    assert worker.last_heartbeat_time > datetime.now(UTC) - timedelta(minutes=1)
+
+
+def test_a_part_that_lives_and_does_not_answer_is_not_called_running() -> None:
+    text = io.StringIO()
+    hung = PartStatus("worker", "RUNNING", False, 7, 60, "", Path("worker.log"))
+    Console(file=text, width=200).print(parts_table([hung]))
+    assert "not answering" in text.getvalue()
+    assert "running" not in text.getvalue()
