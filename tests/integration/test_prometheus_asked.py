@@ -128,7 +128,7 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 
 def page(mark: int, requests: dict[str, int], more: dict[str, int]) -> dict[str, int]:
-    upstream = 'envoy_cluster_upstream_rq_xx{envoy_cluster_name="%s",envoy_response_code_class="2"}'
+    upstream = 'envoy_cluster_upstream_rq{envoy_cluster_name="%s",envoy_response_code="200"}'
     return {"page_mark": mark} | {upstream % name: count for name, count in requests.items()} | more
 
 

@@ -148,6 +148,9 @@ def test_a_signature_that_takes_less_than_the_stables_is_warned_of(
     (folder / "model.yaml").write_text(
         text.replace("type: number}\n", "type: integer}\n    - {name: age, type: number}\n", 1)
     )
+    sample = json.loads((folder / "samples.jsonl").read_text())
+    sample["instances"][0]["age"] = 30
+    (folder / "samples.jsonl").write_text(json.dumps(sample) + "\n")
     release = register_release(plane, folder, say=lines.append)
     assert release.version == 3
     assert [line for line in lines if "narrower" in line] == [

@@ -92,6 +92,16 @@ def test_the_open_inference_way_counts_as_well(tmp_path: Path) -> None:
         assert counted(client, "errors")["name=poison"] == 1
 
 
+def test_who_names_a_version_has_chosen_whom_to_ask_and_is_not_counted(tmp_path: Path) -> None:
+    with threaded(by_name(tmp_path, ["name"])) as server, server.client() as client:
+        body = {"instances": [person("poison")]}
+        answer = client.post("/predict", json=body, headers={"X-Model-Version": "1"})
+        assert answer.status_code == 500, answer.text
+        assert not any(counted(client, "errors").values())
+        assert client.post("/predict", json=body).status_code == 500
+        assert counted(client, "errors")["name=poison"] == 1
+
+
 def test_a_model_without_segments_has_no_such_series(tmp_path: Path) -> None:
     with threaded(people(tmp_path)) as server, server.client() as client:
         client.post("/predict", json={"instances": [person()]})
