@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from flows.domain.judge.windows import Counts, EvidenceInvalid, Pair, Window, unobserved
@@ -19,8 +19,10 @@ GATEWAY_KINDS = frozenset({"requests", "refused", "sent", "active", "latency"})
 """Kinds that the gateway counts for both arms; the others are counted by the releases' own servers."""
 METRIC_KINDS = frozenset({"bad", "total"})
 """Kinds that somebody else counts: their label is a metric's name and the labels of its series."""
-OTHERS_KINDS = METRIC_KINDS | {"outcomes", "loss", "differences"}
-"""Kinds that neither the gateway nor the servers count; the last ones whoever watches the promotion."""
+OUTCOME_KINDS = frozenset({"outcomes", "loss", "differences"})
+"""Kinds that whoever watches the promotion counts."""
+OTHERS_KINDS = METRIC_KINDS | OUTCOME_KINDS
+"""Kinds that neither the gateway nor the servers count."""
 GAUGES = frozenset({"active"})
 """Kinds that may fall without a restart."""
 SKEW_SECONDS = 5.0
@@ -60,6 +62,9 @@ class Snapshot:
     """Last values of series that were there before and are not reported now: they may come back."""
     problem: str = ""
     """Why these counters cannot be trusted; empty when they can."""
+    heard: tuple[str, str] | None = None
+    """Where outcomes are read from, if this is asked for: before the promotion's first answer, and after the
+    last outcome that is counted here."""
 
     def after(self, earlier: Snapshot | None) -> Snapshot:
         """This snapshot, remembering what `earlier` knew of series that are missing now."""
@@ -67,12 +72,12 @@ class Snapshot:
             return self
         known = {**earlier.gone, **earlier.counters}
         gone = {series: value for series, value in known.items() if series not in self.counters}
-        return Snapshot(self.at, self.counters, self.scraped, gone, self.problem)
+        return replace(self, gone=gone, heard=earlier.heard)
 
-    def joined(self, counters: Mapping[Series, float]) -> Snapshot:
-        """With counters that somebody else has counted at about the same time."""
+    def joined(self, counters: Mapping[Series, float], heard: tuple[str, str]) -> Snapshot:
+        """With outcomes that were counted at about the same time, and where reading them goes on."""
         gone = {series: value for series, value in self.gone.items() if series not in counters}
-        return Snapshot(self.at, {**self.counters, **counters}, self.scraped, gone, self.problem)
+        return replace(self, counters={**self.counters, **counters}, gone=gone, heard=heard)
 
     def doubt(self, fresh_seconds: float) -> str:
         """Why nothing can be concluded from this snapshot; empty when something can."""
@@ -97,6 +102,7 @@ class Snapshot:
             "scraped": dict(self.scraped),
             "gone": [[*series, value] for series, value in sorted(self.gone.items())],
             "problem": self.problem,
+            **({"heard": list(self.heard)} if self.heard else {}),
         }
 
     @classmethod
@@ -110,7 +116,9 @@ class Snapshot:
                 }
                 for name in ("counters", "gone")
             )
-            return cls(content["at"], counters, dict(content["scraped"]), gone, content["problem"])
+            heard = content.get("heard")
+            read = (str(heard[0]), str(heard[1])) if heard else None
+            return cls(content["at"], counters, dict(content["scraped"]), gone, content["problem"], read)
         except (KeyError, TypeError, ValueError) as error:
             raise EvidenceInvalid(
                 f"stored snapshot: {error!r}; it was not written by this program"
@@ -223,7 +231,7 @@ def _counts(
         sent=max(0, _total(sums, "sent") - _total(sums, "active")),
         segments=_segments(sums),
         metrics=_metrics(sums),
-        outcomes=_total(sums, "outcomes"),
+        outcomes=sums.get(("outcomes", "")),
         loss=_total(sums, "loss"),
         differences={
             label: amount

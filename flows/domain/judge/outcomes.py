@@ -6,8 +6,10 @@ the difference of the releases. Each such difference is bet on: E is multiplied 
 canary is at most `max_worse` worse (Waudby-Smith & Ramdas, arXiv 2010.09686), so it ever exceeds 1 / alpha
 with a chance of at most alpha.
 
-Exact where rows of different requests are independent, and whether a truth is reported does not depend on
-the release; rows that come one after the other for the same release, as those of one request do, are one.
+Exact where rows of different requests are independent, and whether and when a truth is reported does not
+depend on the release. Truths that come late may differ from quick ones, and the canary's answers are younger
+than the stable's once the ramp has shifted: so only rows that were answered at the same step are paired. Rows
+that come one after the other for the same release, as those of one request do, are one.
 Losses are cut at their scale and divided by it, so they lie in [0, 1] whatever the errors do: what exceeds
 the scale is as wrong as the scale. Differences are rounded down, which only favours the canary.
 """
@@ -15,20 +17,24 @@ the scale is as wrong as the scale. Differences are rounded down, which only fav
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from flows.domain.judge.asked import Outcomes
+from flows.domain.judge.counters import Series
 from flows.domain.judge.evidence import Array, mean_log
 from flows.domain.judge.gates import Reading
 from flows.domain.judge.picks import told
 from flows.domain.judge.policy import PromotionPolicy
 from flows.domain.judge.windows import Window
 
+WATCHER = "watch"
+"""Who counts, in the counters' label."""
+PARTS = 1_000_000
+"""A loss is added up in so many parts."""
 FINEST = 100
 """Differences are counted in so many parts of the scale."""
 LARGEST_LOG_LOSS = math.log(100)
@@ -70,27 +76,44 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-@dataclass
 class Pairing:
     """Pairs losses as they come: one of the canary with the mean of the stable's since the last pair, or the
-    other way round where the canary has more. Who is paired never depends on how large a loss is."""
+    other way round where the canary has more. Who is paired never depends on how large a loss is.
 
-    differences: Counter[int] = field(default_factory=Counter)
-    """Canary's loss minus the stable's, in parts of `FINEST`, rounded down → how many."""
-    counts: dict[bool, int] = field(default_factory=lambda: {True: 0, False: 0})
-    """Rows whose truth is known, by whether they are the canary's."""
-    sums: dict[bool, float] = field(default_factory=lambda: {True: 0.0, False: 0.0})
-    _open: dict[bool, list[float]] = field(default_factory=lambda: {True: [], False: []})
+    `counts` are the counters of `pairing.series(...)` when an earlier run has counted already.
+    """
 
-    def add(self, loss: float, *, canary: bool) -> None:
-        self.counts[canary] += 1
-        self.sums[canary] += loss
-        self._open[canary].append(loss)
-        ours, theirs = self._open[True], self._open[False]
+    def __init__(self, canary: str, stable: str, counts: Mapping[Series, float] | None = None) -> None:
+        self._names = {True: canary, False: stable}
+        self._counts = {
+            Series(kind, name, "", WATCHER): 0 for kind in ("outcomes", "loss") for name in (canary, stable)
+        }
+        self._counts.update({series: round(count) for series, count in (counts or {}).items()})
+        self._rest = {True: 0, False: 0}
+        self._open: defaultdict[int, dict[bool, list[float]]] = defaultdict(lambda: {True: [], False: []})
+
+    def add(self, loss: float, *, canary: bool, step: int) -> None:
+        """A row's loss, from 0 to 1, and the step of the ramp at which it was answered."""
+        self._count("outcomes", canary)
+        # In whole parts, so that sums are exact and never exceed the number of rows.
+        whole, self._rest[canary] = divmod(self._rest[canary] + round(loss * PARTS), PARTS)
+        self._count("loss", canary, amount=whole)
+        arms = self._open[step]
+        arms[canary].append(loss)
+        ours, theirs = arms[True], arms[False]
         if ours and theirs:
             difference = sum(ours) / len(ours) - sum(theirs) / len(theirs)
-            self.differences[math.floor(difference * FINEST + 1e-9)] += 1
-            self._open = {True: [], False: []}
+            self._count("differences", True, str(math.floor(difference * FINEST + 1e-9)))
+            del self._open[step]
+
+    def series(self) -> dict[Series, float]:
+        """Counters since the first row: outcomes and loss of both releases, differences of the canary, in
+        parts of `FINEST`, rounded down."""
+        return dict(self._counts)
+
+    def _count(self, kind: str, canary: bool, label: str = "", amount: int = 1) -> None:
+        series = Series(kind, self._names[canary], label, WATCHER)
+        self._counts[series] = self._counts.get(series, 0) + amount
 
 
 def outcomes(policy: PromotionPolicy, windows: Sequence[Window]) -> list[Reading]:
@@ -108,9 +131,9 @@ def outcomes(policy: PromotionPolicy, windows: Sequence[Window]) -> list[Reading
             "outcomes",
             log,
             sum(window.canary.loss for window in windows),
-            sum(window.canary.outcomes for window in windows),
+            sum(window.canary.outcomes or 0 for window in windows),
             sum(stable.loss for stable in stables),
-            sum(stable.outcomes for stable in stables),
+            sum(stable.outcomes or 0 for stable in stables),
             f"possible points of {asked.loss} loss were made",
             acts=asked.weight > 0,
             pick=told,
@@ -132,7 +155,9 @@ def unspoken(policy: PromotionPolicy, windows: Sequence[Window]) -> str:
     """Why the truth must be waited for; empty when it need not."""
     if policy.outcomes is None:
         return ""
-    known = sum(window.canary.outcomes for window in windows)
+    if windows[-1].canary.outcomes is None:
+        return "what has turned out to be true cannot be read: does Redis answer?"
+    known = sum(window.canary.outcomes or 0 for window in windows)
     if known >= policy.outcomes.required:
         return ""
     return (

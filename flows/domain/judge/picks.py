@@ -53,4 +53,4 @@ def of_metric(name: str) -> Pick:
 
 
 def told(counts: Counts, _canary: bool) -> tuple[int, int]:
-    return counts.loss, counts.outcomes
+    return counts.loss, counts.outcomes or 0

@@ -60,8 +60,8 @@ class Counts:
     """`column=value` → failed requests with such a row, and all, as the servers count them."""
     metrics: Mapping[str, Pair] = field(default_factory=dict)
     """Metric that the policy asks for → bad ones, and all; slow bad ones may be more than all of a window."""
-    outcomes: int = 0
-    """Rows whose truth became known, whenever they were answered."""
+    outcomes: int | None = None
+    """Rows whose truth became known, whenever they were answered; None as well while nobody can tell."""
     loss: int = 0
     """How wrong they were together, each at most 1; what is left of a whole one is carried on."""
     differences: Mapping[str, int] = field(default_factory=dict)
@@ -76,11 +76,10 @@ class Counts:
             "compared",
             "disagreed",
             "started",
-            "outcomes",
             "loss",
         ):
             _check_count(name, getattr(self, name))
-        for name in ("predicted", "refused", "sent"):
+        for name in ("predicted", "refused", "sent", "outcomes"):
             if getattr(self, name) is not None:
                 _check_count(name, getattr(self, name))
         for label, count in (*self.slow.items(), *self.outputs.items()):
@@ -90,7 +89,7 @@ class Counts:
                 _check_count(name, count)
         for difference, count in self.differences.items():
             _check_count(f"differences[{difference}]", count)
-        if self.loss > self.outcomes:
+        if self.loss > (self.outcomes or 0):
             raise EvidenceInvalid(f"loss: {self.loss} of {self.outcomes} outcomes cannot be")
         if self.errors > self.requests:
             raise EvidenceInvalid(
@@ -129,7 +128,7 @@ class Counts:
             _both(self.sent, other.sent),
             _add_pairs(self.segments, other.segments),
             _add_pairs(self.metrics, other.metrics),
-            self.outcomes + other.outcomes,
+            _both(self.outcomes, other.outcomes),
             self.loss + other.loss,
             _add(self.differences, other.differences),
         )
