@@ -6,36 +6,62 @@ long as they come soon: those of a step that only come in the next one make the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import chain
 
 import numpy as np
 
+from flows.domain.judge.evidence import Array
 from flows.domain.judge.gates import Reading
-from flows.domain.judge.paths import against
+from flows.domain.judge.paths import apart
 from flows.domain.judge.picks import Pick, of_metric
 from flows.domain.judge.policy import PromotionPolicy
-from flows.domain.judge.windows import Counts, Window
+from flows.domain.judge.windows import Counts, Pair, Window
 
 
 def metrics(policy: PromotionPolicy, windows: Sequence[Window]) -> list[Reading]:
     """One gate for each metric that the policy names, also where nobody has counted it yet."""
-    return [
-        compared(policy, windows, metric.name, metric.words, of_metric(metric.name))
-        for metric in policy.metrics
-    ]
-
-
-def compared(policy: PromotionPolicy, windows: Sequence[Window], gate: str, what: str, pick: Pick) -> Reading:
-    """What `pick` picks of both arms, by the sequential test that no pause of a server can fool."""
+    gates = [(metric.name, metric.words, of_metric(metric.name)) for metric in policy.metrics]
     nothing = Counts()
-    rows = [(*pick(one.canary, True), *pick(one.stable or nothing, False), one.seconds) for one in windows]
-    bad_c, total_c, bad_s, total_s, seconds = np.array(rows, dtype=np.float64).T
-    log = 0.0
-    if bad_c.any() or bad_s.any():
-        arms = bad_c[:, None], bad_s[:, None], total_c, total_s, seconds, policy.pause_seconds
-        log = float(against(*arms, last=True)[0][-1])
-    bad, total, bad_other, total_other = (int(column.sum()) for column in (bad_c, total_c, bad_s, total_s))
-    return Reading(gate, log, bad, total, bad_other, total_other, what, pick=pick)
+    canary = [window.canary.metrics for window in windows]
+    stable = [(window.stable or nothing).metrics for window in windows]
+    return compared(policy, windows, gates, [gate for gate, _, _ in gates], canary, stable)
+
+
+def compared(
+    policy: PromotionPolicy,
+    windows: Sequence[Window],
+    gates: Sequence[tuple[str, str, Pick]],
+    names: Sequence[str],
+    canary: Sequence[Mapping[str, Pair]],
+    stable: Sequence[Mapping[str, Pair]],
+) -> list[Reading]:
+    """Pairs of both arms of each window, by the sequential test that no pause of a server can fool.
+
+    `gates` are names, words and picks of what `names` are in the pairs.
+    """
+    if not gates:
+        return []
+    ours, theirs = table(canary, names), table(stable, names)
+    seconds = np.array([window.seconds for window in windows])
+    arms = ours[..., 0], theirs[..., 0], ours[..., 1], theirs[..., 1]  # bad ones, then all
+    logs = apart(*arms, seconds, policy.pause_seconds).tolist()
+    readings = []
+    for place, (gate, what, pick) in enumerate(gates):
+        bad, total, bad_other, total_other = (
+            int(one[:, place].sum()) for one in (arms[0], arms[2], arms[1], arms[3])
+        )
+        readings.append(Reading(gate, logs[place], bad, total, bad_other, total_other, what, pick=pick))
+    return readings
+
+
+def table(counted: Sequence[Mapping[str, Pair]], names: Sequence[str]) -> Array:
+    """[T, names, 2]; 0 of 0 for a name that is not counted."""
+    if list(chain.from_iterable(counted)) == [*names] * len(counted):  # as ever, and ten times as quick
+        flat = chain.from_iterable(chain.from_iterable([one.values() for one in counted]))
+        pairs = np.fromiter(flat, np.float64, len(counted) * len(names) * 2)
+        return pairs.reshape(len(counted), len(names), 2)
+    return np.array([[one.get(name, (0, 0)) for name in names] for one in counted], dtype=np.float64)
 
 
 def unreported(policy: PromotionPolicy, step: Sequence[Window]) -> str:

@@ -17,7 +17,7 @@ the scale is as wrong as the scale. Differences are rounded down, which only fav
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -121,9 +121,11 @@ def outcomes(policy: PromotionPolicy, windows: Sequence[Window]) -> list[Reading
     asked = policy.outcomes
     if asked is None:
         return []
-    pairs: Counter[int] = Counter()
+    found: defaultdict[str, int] = defaultdict(int)
     for window in windows:
-        pairs.update({int(name): count for name, count in window.canary.differences.items()})
+        for name, count in window.canary.differences.items():
+            found[name] += count
+    pairs = {int(name): count for name, count in found.items()}
     stables = [window.stable for window in windows if window.stable is not None]
     log = evidence(pairs, asked.max_worse)
     return [

@@ -220,6 +220,23 @@ def against(
     return mean_log(whole, axis=-1)[None], mean_log(recent, axis=-1)[None]
 
 
+def apart(bad: Array, bad_stable: Array, canary: Array, stable: Array, seconds: Array, pause: float) -> Array:
+    """As `against` after the last window, for G gates of which each has requests of its own: four arrays
+    [T, G] → log E [G]."""
+    rows, gates = np.nonzero(bad + bad_stable)
+    paid = costs(_share(canary[rows, gates], stable[rows, gates]), WORSE, 1.0)
+    paid = paid * (bad + bad_stable)[rows, gates]
+    paid = np.stack([np.bincount(gates, one, bad.shape[1]) for one in paid])
+    whole = mean_log(np.log(WORSE)[:, None] * bad.sum(axis=0) - paid, axis=0, weights=PRIOR[:, None])
+    doubtful = np.flatnonzero(whole > 0)
+    if len(doubtful):
+        bad, bad_stable = bad.T[doubtful, :, None], bad_stable.T[doubtful, :, None]
+        canary, stable = canary.T[doubtful], stable.T[doubtful]
+        logs = beside(bad, bad_stable, canary, stable, seconds, pause, every=False)[1][..., -1, 0]
+        whole[doubtful] = np.maximum(mean_log(logs, axis=0, weights=PRIOR[:, None]), 0)
+    return whole
+
+
 def _independent(bad: Array, bad_stable: Array, canary: Array, stable: Array) -> Array:
     """log e by ratio [ratios, G] of all windows together, as of independent requests."""
     paid = costs(_share(canary, stable), WORSE, 1.0) @ (bad + bad_stable)

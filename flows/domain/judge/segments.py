@@ -8,6 +8,7 @@ before anything is judged: their evidences are averaged, which shares `alpha` am
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 
@@ -37,13 +38,13 @@ def segments(policy: PromotionPolicy, windows: Sequence[Window]) -> list[Reading
 
 def by_value(policy: PromotionPolicy, windows: Sequence[Window]) -> list[Reading]:
     """A reading for each value that either arm's servers know."""
-    arms: list[Counts] = [arm for one in windows for arm in (one.canary, one.stable) if arm is not None]
-    names = dict.fromkeys(name for arm in arms for name in arm.segments)
-    ours = [name for name in names if name.partition("=")[0] in policy.segments]
-    return [
-        compared(policy, windows, "segments", f"requests with {name} failed", of_segment(name))
-        for name in ours
-    ]
+    nothing = Counts()
+    canary = [window.canary.segments for window in windows]
+    stable = [(window.stable or nothing).segments for window in windows]
+    known = dict.fromkeys(chain.from_iterable([*canary, *stable]))
+    names = [name for name in known if name.partition("=")[0] in policy.segments]
+    gates = [("segments", f"requests with {name} failed", of_segment(name)) for name in names]
+    return compared(policy, windows, gates, names, canary, stable)
 
 
 def named(policy: PromotionPolicy, windows: Sequence[Window]) -> str:
