@@ -200,7 +200,8 @@ def _beside(policy: PromotionPolicy, windows: list[Window]) -> Verdict:
         )
     wrong = next((one for one in readings if one.gate == "outcomes" and one.log >= rejection(policy)), None)
     if wrong is not None and policy.outcomes is not None:
-        why = f"healthy, and more than {100 * policy.outcomes.max_worse:g} points worse: held, not rejected"
+        why = f"healthy, and more than {100 * policy.outcomes.max_worse:g} points worse: held, "
+        why += "until it is rejected or cleared" if policy.outcomes.weight else "not rejected"
         return replace(verdict, metric="outcomes", sentence=f"{wrong.sentence}; {why}")
     proven = certified(policy, counted, last=True)
     untold = unspoken(policy, windows) if windows[-1].weight == last_proving_step(policy) else ""

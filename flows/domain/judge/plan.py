@@ -203,7 +203,7 @@ def _forgiven_sentence(policy: PromotionPolicy) -> str:
 
 def _shared_sentence(policy: PromotionPolicy) -> list[str]:
     """How alpha is shared, where the model asks for gates of its own: each costs the others a little."""
-    if not policy.segments and not policy.metrics:
+    if not policy.segments and not policy.metrics and policy.outcomes is None:
         return []
     weights = gate_weights(policy, asked(policy))
     whole = sum(weights.values())
@@ -211,6 +211,16 @@ def _shared_sentence(policy: PromotionPolicy) -> list[str]:
     sentence = f"of the {100 * policy.alpha:.2g} % to reject a healthy canary, gates get: {', '.join(shares)}"
     if policy.segments:
         sentence += f"; all values of {' and '.join(policy.segments)} share that of segments"
+    return [sentence, *_outcomes_sentence(policy)]
+
+
+def _outcomes_sentence(policy: PromotionPolicy) -> list[str]:
+    if policy.outcomes is None:
+        return []
+    becomes = "rejected" if policy.outcomes.weight else "held"
+    sentence = f"a canary that is proven wrong is {becomes}"
+    if policy.outcomes.required:
+        sentence += f"; {policy.outcomes.required} outcomes of its answers are waited for before 100 %"
     return [sentence]
 
 

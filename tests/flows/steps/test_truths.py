@@ -45,7 +45,7 @@ def policy(**outcomes: object) -> PromotionPolicy:
 
 
 class World:
-    """A clock whose sleeps pass at once; healthy traffic that is counted, and in Redis what it was answered."""
+    """A clock whose sleeps pass at once; healthy traffic that is counted, and its answers in Redis."""
 
     def __init__(self, url: str) -> None:
         self.now = START
