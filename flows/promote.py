@@ -39,6 +39,7 @@ from flows.domain.release import Release
 from flows.domain.routes import Routes
 from flows.domain.spec import ModelSpec, parse_spec
 from flows.domain.verification import parse_samples
+from flows.steps import hotfix
 from flows.steps.approval import Gate
 from flows.steps.report import Progress, publish_image, publish_report
 from flows.steps.restore import Restored, bring_home, reconcile, restore
@@ -82,17 +83,21 @@ def step(name: str) -> Callable[[Body], Body]:
 
 
 @flow(name="promote", flow_run_name="promote {model} v{version}", timeout_seconds=7 * 24 * 3600)
-def promote(model: str, version: int) -> str:
+def promote(model: str, version: int, hotfix_by: str = "", hotfix_reason: str = "") -> str:
     """Promote one release of a model.
 
     Args:
         model: its name in the registry.
         version: the registered version to promote.
+        hotfix_by: who wants shorter steps, for a release that mends what fails now; empty for none.
+        hotfix_reason: why; recorded with who.
 
     Returns the sentence that says how it ended. Raises PromotionRejected when the evidence spoke against
     the release and traffic went back, PromotionUnproven when there was too little of it by the deadline;
     other ModelServeErrors when something of ours was in the way.
     """
+    if bool(hotfix_by.strip()) != bool(hotfix_reason.strip()):
+        raise ModelServeError("a hotfix says who wants it and why: hotfix_by and hotfix_reason")
     plane = control_plane()
     run = str(flow_run.id or uuid.uuid4())
     release = plane.registry.release(model, version)
@@ -102,6 +107,9 @@ def promote(model: str, version: int) -> str:
         hangs += spec.promotion.deadline_seconds  # a person before the first step has as long as the ramp
     promotion = plane.registry.begin(model, version, run, hangs, plane.settings.lease_seconds)
     log = get_run_logger()
+    if hotfix_by.strip():
+        hotfix.ask(plane, promotion, spec.promotion, hotfix_by.strip(), hotfix_reason.strip())
+    spec = hotfix.hurried(plane, promotion, spec)
     with driven(plane, promotion):
         try:
             return _promote(plane, promotion, release, spec)
@@ -125,6 +133,7 @@ def promote(model: str, version: int) -> str:
 def _promote(plane: ControlPlane, promotion: Promotion, release: Release, spec: ModelSpec) -> str:
     log = get_run_logger()
     if promotion.state is not State.WATCHING:
+        ready_scanner(plane, spec)
         build_image(plane, promotion, release)
         scan_image(plane, promotion, release, spec)
         start_servers(plane, promotion, release, spec)
@@ -162,6 +171,12 @@ def steps(plane: ControlPlane, promotion: Promotion, spec: ModelSpec) -> list[tu
         for step in spec.promotion.steps
         if min(step, most) >= reached
     ]
+
+
+@step("ready scanner")
+def ready_scanner(plane: ControlPlane, spec: ModelSpec) -> None:
+    """What cannot be scanned as the policy wants is not even built."""
+    plane.scanner.ready(spec.scan, print)
 
 
 @step("build image")

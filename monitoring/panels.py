@@ -3,8 +3,9 @@
     python monitoring/panels.py http://127.0.0.1:9090 [postgresql://...]
 
 A dashboard rots silently: a series is renamed and a panel stays empty until the night somebody needs it. So
-this asks as Grafana does, for a stretch of time that ends now, in which there was traffic. Panels of series that only a cluster has (dashboards tagged `cluster`)
-and panels of logs are not asked; `skipped()` lists them, and the program prints how many there are.
+this asks as Grafana does, for a stretch of time that ends now, in which there was traffic. Panels of series
+that only a cluster has (dashboards tagged `cluster`) and panels of logs are not asked; `skipped()` lists
+them, and the program prints how many there are.
 """
 
 from __future__ import annotations

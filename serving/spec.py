@@ -34,7 +34,7 @@ Datatype = Literal[
 MOST_SEGMENTS = 50
 """Values of one column that requests are counted by: each is a series of every server."""
 
-TABLES = frozenset({"sklearn", "xgboost", "lightgbm"})
+TABLES = frozenset({"sklearn", "xgboost", "lightgbm", "mlflow"})
 """Kinds that take columns as one table, in double precision as they were trained."""
 
 
@@ -103,9 +103,21 @@ class RuntimeSpec(Section):
     `handler` runs `load` and `predict` of handler.py; the others take and give one tensor a column.
     """
 
-    kind: Literal["handler", "pytorch", "onnx", "tensorflow", "sklearn", "xgboost", "lightgbm"]
+    kind: Literal[
+        "handler",
+        "pytorch",
+        "onnx",
+        "tensorflow",
+        "sklearn",
+        "xgboost",
+        "lightgbm",
+        "mlflow",
+        "huggingface",
+    ]
     file: str | None = None
-    """The model file (or SavedModel folder) inside the bundle."""
+    """The model file (or the folder of a SavedModel, of MLflow or Hugging Face) inside the bundle."""
+    task: Literal["text-classification", "feature-extraction", "fill-mask", "text-generation"] | None = None
+    """Hugging Face only: what the model is asked for."""
     format: Literal["auto", "pt2", "torchscript", "state_dict", "safetensors"] = "auto"
     """PyTorch only; `auto` reads it off the file's content. `state_dict` and `safetensors` are weights and
     need `build()` in handler.py."""

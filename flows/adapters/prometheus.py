@@ -28,6 +28,7 @@ KINDS: Mapping[str, tuple[str, str]] = {
     "traffic:sent:count": ("sent", ""),
     "traffic:active:count": ("active", ""),
     "traffic:latency:bucket": ("latency", "le"),
+    "traffic:cached:bucket": ("cached", "le"),
     "modelserve_requests_total": ("served", "code"),
     "modelserve_request_duration_seconds_bucket": ("took", "le"),
     "modelserve_outputs_total": ("outputs", "bin"),
@@ -187,7 +188,7 @@ def _others_series(labels: Mapping[str, str]) -> Series:
 def _series(name: str, labels: Mapping[str, str]) -> Series:
     kind, label = KINDS[name]
     value = labels[label] if label else ""
-    if kind in ("latency", "took"):
+    if kind in ("latency", "cached", "took"):
         value = repr(float(value))
     elif kind == "served":
         value = value[:1]

@@ -59,6 +59,9 @@ def blame(plane: ControlPlane, model: str, version: str | None) -> Finding:
     verdict = _last_verdict(plane, standing)
     if verdict is not None and verdict.metric == INCIDENT:
         return Finding(Blame.SHARED, verdict.sentence)
+    if version is None and verdict is not None and verdict.interval[1] < 0:
+        served = f"v{release.version} is proven to fail less than the release beside it"
+        return Finding(Blame.SHARED, f"{served}: that one is not the cause; {verdict.sentence}")
     compared = "nothing to compare it with" if verdict is None else verdict.sentence
     return Finding(Blame.RELEASE, f"v{release.version} is the newest change; {compared}", release.version)
 

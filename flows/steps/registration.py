@@ -159,7 +159,10 @@ def _lock_packages(settings: Settings, bundle: Path, shown: Path, spec: ModelSpe
     kind = str(runtime.get("kind")) if isinstance(runtime, dict) else ""
     if str(model_file(spec)).endswith(".safetensors"):
         kind = "safetensors"
-    lock = model_packages(settings).lock(bundle, shown, kind)
+    listed = "requirements.txt"
+    if kind == "mlflow" and not (bundle / listed).is_file():
+        listed = f"{model_file(spec)}/{listed}"  # what MLflow has written beside the model
+    lock = model_packages(settings).lock(bundle, shown, kind, listed)
     (bundle / LOCK).unlink(missing_ok=True)
     (bundle / LOCK).write_text(lock.text)
     if lock.lines:

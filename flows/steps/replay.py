@@ -5,22 +5,25 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from flows.adapters.registry import StoredWindow
+from flows.adapters.registry import Event, StoredWindow
 from flows.domain.judge.judging import judge, judge_promoted
 from flows.domain.judge.policy import PromotionPolicy
 from flows.domain.judge.ruling import by_policy
 from flows.domain.judge.verdict import Verdict
 from flows.domain.judge.windows import Window
 from flows.domain.spec import parse_spec
+from flows.steps.hotfix import policy_of
 
 
-def replay_verdicts(spec: str, stored: Sequence[StoredWindow]) -> int:
+def replay_verdicts(spec: str, stored: Sequence[StoredWindow], events: Sequence[Event] = ()) -> int:
     """Judge the stored windows again, each with those before it; how many verdicts differ.
+
+    `events` are the promotion's: a hotfix went by another policy than its spec's.
 
     A deadline was decided by the policy alone before promotions could end `unproven`; a stored verdict that
     has expired may be one of those.
     """
-    policy = parse_spec(spec, "model.yaml").promotion
+    policy = policy_of(events, parse_spec(spec, "model.yaml").promotion)
     windows = [Window.from_json(window.content) for window in stored]
     ramp = sum(not window.watching for window in stored)
     different = 0

@@ -25,6 +25,7 @@ from flows.domain.judge.windows import Window
 from flows.domain.promotion import Promotion, State
 from flows.domain.release import release_name
 from flows.domain.spec import ModelSpec
+from flows.steps import hotfix
 from flows.steps.plots import promotion_plot
 from flows.wiring import ControlPlane
 
@@ -125,6 +126,9 @@ def decision_report(
         + (f", took {_seconds(promotion):.0f} s" if promotion.ended_at else ""),
         "",
     ]
+    asked = hotfix.agreed(events)
+    if asked is not None:
+        lines += [f"A {hotfix.sentence(asked)}", ""]
     if windows:
         canary = sum(window.canary.requests for window in windows)
         failed = sum(window.canary.errors for window in windows)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,6 +17,7 @@ from prefect.exceptions import ObjectNotFound
 
 from flows.domain.errors import DependencyDown, PromotionRunning
 from flows.domain.promotion import Promotion
+from flows.domain.spec import parse_spec
 from flows.wiring import ControlPlane
 
 LOOK_SECONDS = 0.5
@@ -39,18 +40,30 @@ class Started:
     """Somebody else has started it before."""
 
 
-def start_promotion(plane: ControlPlane, model: str, version: int) -> Started:
+def start_promotion(
+    plane: ControlPlane,
+    model: str,
+    version: int,
+    hotfix: tuple[str, str] | None = None,
+    *,
+    say: Callable[[str], None] = print,
+) -> Started:
     """Create the flow run, or join the one that lives: a release is promoted by one run at a time.
 
-    Raises at once what would end it at once: unknown release, another promotion.
+    `hotfix`: who wants shorter steps, and why; a run that lives keeps its pace, so that none is joined then.
+    Raises at once what would end it at once: unknown release, another promotion, a scan that cannot be as the
+    policy wants it.
     """
-    plane.registry.release(model, version)
+    release = plane.registry.release(model, version)
     is_open = plane.registry.standing(model).promotion
-    if is_open is not None and is_open.version != version:
+    if is_open is not None and (is_open.version != version or hotfix):
         raise PromotionRunning(
             f"{model} v{is_open.version} is being promoted ({is_open.state}, {is_open.weight} %); "
             f"wait for it, or end it with 'modelserve abort {model}'"
         )
+    if is_open is None and plane.settings.mode == "local":  # on a cluster another machine scans
+        spec = parse_spec(plane.registry.spec(model, version), f"{release.name}/model.yaml")
+        plane.scanner.ready(spec.scan, say)
     with prefect_client() as client:
         try:
             deployment = client.read_deployment_by_name("promote/promote")
@@ -61,7 +74,14 @@ def start_promotion(plane: ControlPlane, model: str, version: int) -> Started:
             newest = plane.registry.promotions(model, last=1)
             after = newest[0].id if newest else "nothing"
             parameters: dict[str, object] = {"model": model, "version": version}
+            if hotfix is not None:
+                parameters |= {"hotfix_by": hotfix[0], "hotfix_reason": hotfix[1]}
             run, joined = _create(client, deployment.id, parameters, f"{model} v{version} after {after}")
+        if joined and hotfix is not None:
+            raise PromotionRunning(
+                f"the promotion of {model} v{version} waits for a worker already, with the pace that it was "
+                "asked with; cancel that run in the Prefect UI to ask for another"
+            )
     url = f"{plane.settings.prefect_ui_url}/runs/flow-run/{run.id}"
     return Started(model, version, run.id, url, run.work_pool_name or plane.settings.work_pool, joined)
 

@@ -29,6 +29,7 @@ from flows.domain.judge.windows import Window, unobserved
 from flows.domain.promotion import Promotion, Standing, State
 from flows.domain.release import release_name
 from flows.domain.routes import Routes
+from flows.steps import hotfix
 from flows.steps.restore import condemnation, stay
 from flows.steps.truths import Truths
 from flows.wiring import ControlPlane
@@ -40,7 +41,10 @@ Show = Callable[[Window, Verdict], None]
 def announce(
     plane: ControlPlane, promotion: Promotion, policy: PromotionPolicy, say: Callable[[str], None]
 ) -> None:
-    """Say what this promotion can find, and when, before it starts."""
+    """Say what this promotion can find, and when, before it starts; of a hotfix also who wants it."""
+    asked = hotfix.agreed(plane.registry.events(promotion.model, promotion))
+    if asked is not None:
+        say(hotfix.sentence(asked))
     try:
         requests_per_second, error_rate = plane.counters.recent(promotion.model)
     except DependencyDown as error:
@@ -49,7 +53,9 @@ def announce(
     forecast = plan(policy, requests_per_second, error_rate)
     for sentence in forecast.sentences:
         say(sentence)
-    plane.registry.note(promotion.model, "planned", {"sentence": "; ".join(forecast.sentences)}, promotion)
+    sentences = [hotfix.sentence(asked)] if asked is not None else []
+    detail = {"sentence": "; ".join([*sentences, *forecast.sentences])}
+    plane.registry.note(promotion.model, "planned", detail, promotion)
 
 
 def watch(

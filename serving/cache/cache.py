@@ -217,7 +217,8 @@ class RedisCache:
         computed = len(missing) + len(alone)
         self._telemetry.cache_misses += computed
         self._telemetry.cache_hits += payload.count - computed
-        return [answer for answer in answers if answer is not None], computed == 0
+        # Who has waited for an equal request has waited for the model: that answer was not known.
+        return [answer for answer in answers if answer is not None], computed == 0 and not theirs
 
     async def _compute(
         self, question: Question, rows: list[int], keys: list[bytes], answers: list[bytes | None]

@@ -70,7 +70,7 @@ def _others() -> Iterator[Regime]:
 
     def slow(name: str, warming: object) -> Regime:
         assert callable(warming)
-        return Regime(name, Traffic(100, replace(steady, warming=warming), steady, latency=True), False)
+        return Regime(name, Traffic(100, replace(steady, warming=warming), steady, latency=True))
 
     yield slow("cold start: 90 % slow for 30 s", lambda age: 0.9 * (age < 30))
     yield slow("cold cache: 60 % slow, halved every 15 s", lambda age: 0.6 * 0.5 ** (age / 15))
@@ -103,14 +103,15 @@ def cell(rng: np.random.Generator, runs: int, regime: Regime) -> Cell:
 
 
 def _rivals(rng: np.random.Generator, runs: int, traffic: Traffic) -> dict[str, float]:
+    """Minute by minute. Slowness is shown to the rule that compares: the others have a person's limit."""
+    rates = [_rates(traffic, fleet) for fleet in (traffic.canary, traffic.stable)]
     lost = [pauses(rng, runs, MINUTES, 60.0, fleet) for fleet in (traffic.canary, traffic.stable)]
 
     def draw(arm: int, percent: Array) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        fleet = (traffic.canary, traffic.stable)[arm]
         minutes = lost[arm][:, : percent.shape[-1]]
         mean = np.broadcast_to(traffic.rps * 60 * percent / 100, minutes.shape)
         bad, good = rng.poisson(mean * minutes), rng.poisson(mean * (1 - minutes))
-        return bad + good, bad + rng.binomial(good, fleet.base)
+        return bad + good, bad + rng.binomial(good, rates[arm][: percent.shape[-1]])
 
     steps, example = np.repeat([5.0, 25.0, 50.0], 5), np.repeat([20.0, 40.0, 60.0, 80.0], 10)
 
@@ -118,7 +119,7 @@ def _rivals(rng: np.random.Generator, runs: int, traffic: Traffic) -> dict[str, 
         mean = traffic.rps * 60 * weight / 100
         bad = rng.poisson(mean * lost[0][:, number])
         good = rng.poisson(mean * (1 - lost[0][:, number]))
-        return bad + good, bad + rng.binomial(good, traffic.canary.base)
+        return bad + good, bad + rng.binomial(good, rates[0][number])
 
     seen = draw(0, example)
     both = [draw(arm, np.full(MINUTES, 10.0)) for arm in (0, 1)]
@@ -129,7 +130,24 @@ def _rivals(rng: np.random.Generator, runs: int, traffic: Traffic) -> dict[str, 
         "Flagger": flagger_sees(minute, runs),
         "Kayenta": kayenta_sees(points),
     }
-    return {who: float(np.mean(~np.isnan(one.rejected))) for who, one in ends.items()}
+    return {
+        who: float(np.mean(~np.isnan(one.rejected)))
+        for who, one in ends.items()
+        if who == "Kayenta" or not traffic.latency
+    }
+
+
+def _rates(traffic: Traffic, fleet: Fleet) -> Array:
+    """How likely a request is bad, apart from pauses, on the average of each minute after the only shift."""
+    seconds = np.arange(60.0 * MINUTES)
+    likely = np.full_like(seconds, fleet.base)
+    if fleet.warming is not None:
+        likely = np.maximum(likely, fleet.warming(seconds))
+    if traffic.shared is not None:
+        start, end, share = traffic.shared
+        likely = np.where((seconds >= start) & (seconds < end), np.maximum(likely, share), likely)
+    result: Array = likely.reshape(MINUTES, 60).mean(axis=1)
+    return result
 
 
 def found(rng: np.random.Generator, runs: int) -> Iterator[Situation]:

@@ -31,6 +31,11 @@ class Arm:
     median_seconds: float = 0.02
     bins: tuple[float, ...] = (0.4, 0.3, 0.15, 0.1, 0.05)
     invalid_rate: float = 0.0
+    hits: float = 0.0
+    """Share of the requests whose answer is known already, at once (`hit_seconds`)."""
+    hit_seconds: float = 0.002
+    queue_seconds: float = 0.0
+    """What every request waits in the proxy before the server."""
     up: bool = True
     """False: its servers are gone, and the gateway answers 503 for them."""
 
@@ -64,10 +69,15 @@ class Traffic:
         self._add("requests", release, "5", gateway, errors)
         self._add("requests", release, "2", gateway, requests - errors)
         timed = requests if arm.up else 0
-        seconds = np.sort(self.rng.lognormal(np.log(arm.median_seconds), 0.7, timed))
+        hits = int(self.rng.binomial(timed, arm.hits)) if arm.hits else 0
+        known = arm.queue_seconds + self.rng.lognormal(np.log(arm.hit_seconds), 0.7, hits)
+        computed = arm.queue_seconds + self.rng.lognormal(np.log(arm.median_seconds), 0.7, timed - hits)
         for bound in (*BOUNDS, np.inf):
             label = repr(float(bound))
-            self._add("latency", release, label, gateway, int(np.searchsorted(seconds, bound)))
+            below = int((known <= bound).sum())
+            self._add("latency", release, label, gateway, below + int((computed <= bound).sum()))
+            if arm.hits:
+                self._add("cached", release, label, gateway, below)
         if arm.up:
             server = f"{release}-{gateway[-1]}"
             invalid = int(self.rng.binomial(requests, arm.invalid_rate))
@@ -91,7 +101,7 @@ class Traffic:
         shown = {
             series: value
             for series, value in self.counters.items()
-            if series.kind in ("requests", "latency") or series.release not in down
+            if series.kind in ("requests", "latency", "cached") or series.release not in down
         }
         return Snapshot(self.now, shown, dict.fromkeys(self.gateways, self.now)).after(earlier)
 

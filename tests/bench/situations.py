@@ -39,6 +39,12 @@ def situations(seed: int) -> Iterator[Situation]:
         last = played[-1].verdicts[-1].metric
         return Situation(name, f"{seen}; last: {last}", set(ends) <= expected)
 
+    for rate in (0.1, 0.3):
+        for rps in (10.0, 100.0, 1000.0):
+            arms = {"stable": Arm(error_rate=rate), "canary": Arm(error_rate=0.001)}
+            name = f"hotfix: stable fails {rate:.0%}, canary 0.1 %, {rps:g} rps"
+            yield play(name, {"promoted"}, 20, rps=rps, **arms)
+            yield play("  the same, and the canary as the stable", {"open"}, 20, rps=rps, both=Arm(rate))
     yield play("no traffic", {"open"}, rps=0.0)
     yield play(
         "no traffic, past the deadline, unproven allowed", {"keep"}, 190, rps=0.0, at="promote_unproven"
@@ -63,6 +69,32 @@ def situations(seed: int) -> Iterator[Situation]:
     yield _restarted(seed)
     yield from _outages(seed, (1, 5, 30))
     yield _replayed(played)
+
+
+WARM = Arm(error_rate=0.001, median_seconds=0.1, hits=0.6)
+"""A model that takes 100 ms, and a cache that knows 60 % of what is asked."""
+
+
+def cold_caches(seed: int, runs: int) -> Iterator[Situation]:
+    """The stable's cache is warm, the canary's cold: that is no slow release, and hides none."""
+    for hits in (0.0, 0.3):
+        ends = Counter(_beside_warm(seed + run, replace(WARM, hits=hits)) for run in range(runs))
+        name = f"cold cache: 60 % of the stable's are hits, {hits:.0%} of the canary's"
+        seen = f"{ends['rollback']} of {runs} rejected, {ends['promoted']} promoted"
+        yield Situation(name, seen, ends["rollback"] <= 0.01 * runs)
+    for name, sick in (
+        ("its model takes 4 times as long", replace(WARM, hits=0.0, median_seconds=0.4)),
+        ("its hits take 0.2 s", replace(WARM, hit_seconds=0.2)),
+        ("its proxy makes all wait for 0.3 s", replace(WARM, hits=0.0, queue_seconds=0.3)),
+    ):
+        ends = Counter(_beside_warm(seed + run, sick) for run in range(RUNS))
+        seen = f"{ends['rollback']} of {RUNS} rejected"
+        yield Situation(f"  a cold canary, and {name}", seen, ends["rollback"] == RUNS)
+
+
+def _beside_warm(seed: int, canary: Arm) -> str:
+    traffic = Traffic(np.random.default_rng(seed), 20.0, replace(canary), replace(WARM))
+    return Promotion(QUICK, traffic).run(40)
 
 
 def _promotion(seed: int, **changes: object) -> Promotion:

@@ -6,6 +6,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,14 @@ import redis
 import yaml
 
 from flows.adapters.local import LocalPlatform
+from flows.adapters.prometheus import PrometheusCounters
 from flows.adapters.stack import Supervisor, up
-from flows.domain.errors import ReleaseNotReady
+from flows.domain.errors import DependencyDown, ReleaseNotReady
+from flows.domain.judge.counters import Snapshot, difference
+from flows.domain.judge.judging import judge
+from flows.domain.judge.policy import PromotionPolicy
+from flows.domain.judge.verdict import Verdict
+from flows.domain.judge.windows import Counts
 from flows.domain.release import Release
 from flows.domain.routes import Routes
 from flows.domain.spec import ModelSpec, parse_spec
@@ -54,12 +61,13 @@ def platform(settings: Settings) -> LocalPlatform:
     return LocalPlatform(settings, Supervisor(settings))
 
 
-def release(folder: Path, version: int, factor: int) -> Release:
-    bundle = folder / f"doubles-v{version}"
+def release(folder: Path, version: int, factor: int, handler: str = HANDLER, **other: Any) -> Release:
+    model = MODEL | other
+    bundle = folder / f"{model['name']}-v{version}"
     bundle.mkdir()
-    (bundle / "model.yaml").write_text(yaml.safe_dump(MODEL))
-    (bundle / "handler.py").write_text(textwrap.dedent(HANDLER.format(factor=factor)))
-    return Release("doubles", version, str(bundle), seal(bundle))
+    (bundle / "model.yaml").write_text(yaml.safe_dump(model))
+    (bundle / "handler.py").write_text(textwrap.dedent(handler.format(factor=factor)))
+    return Release(str(model["name"]), version, str(bundle), seal(bundle))
 
 
 @pytest.fixture(scope="module")
@@ -148,3 +156,67 @@ def test_a_second_release_takes_over_without_a_failed_request(
     assert set(answers[1]) == {2.0, 4.0}
     assert answers[2] == [4.0] * 20
     assert answers[3] == [4.0] * 5
+
+
+SLOW = {
+    "name": "slow",
+    "serving": {"runtime": {"kind": "handler"}, "cache": {"enabled": True, "timeout_seconds": 1.0}},
+}
+SLOW_HANDLER = "import time\n" + HANDLER.replace("    return [", "    time.sleep(0.1)\n    return [")
+
+
+def test_a_cold_cache_is_told_from_a_slow_release(
+    settings: Settings, platform: LocalPlatform, tmp_path: Path
+) -> None:
+    """Server, Redis, gateway and Prometheus: known answers are counted apart, and are not held against it."""
+    for version in (1, 2):
+        platform.start(
+            release(tmp_path, version, 2, SLOW_HANDLER, **SLOW),
+            parse_spec(yaml.safe_dump(MODEL | SLOW), "model.yaml"),
+        )
+    url = f"{settings.gateway_url}/models/slow/predict"
+    counters = PrometheusCounters(settings.prometheus_url)
+
+    def ask(version: int, rows: range) -> list[bool]:
+        """Whether each answer was known."""
+        platform.route("slow", Routes({f"slow-v{version}": 100, f"slow-v{3 - version}": 0}))
+        with httpx.Client(trust_env=False) as client:
+            answers = [client.post(url, json={"instances": [{"x": row}]}) for row in rows]
+        assert [answer.json()["predictions"] for answer in answers] == [[2 * row] for row in rows]
+        assert all("x-envoy-upstream-canary" not in answer.headers for answer in answers)
+        return [answer.headers.get("x-cache") == "hit" for answer in answers]
+
+    def seen(number: int, earlier: Snapshot | None) -> Snapshot | None:
+        """The counters, once the gateway has counted and timed so many requests."""
+        try:
+            found = counters.snapshot(["slow-v1", "slow-v2"], earlier)
+        except DependencyDown:
+            return None
+        for kind, label in (("requests", "2"), ("latency", "inf")):
+            counted = [v for one, v in found.counters.items() if (one.kind, one.label) == (kind, label)]
+            if sum(counted) != number:
+                return None
+        return found if not found.doubt(60) else None
+
+    ask(1, range(30))
+    before = eventually(lambda: seen(30, None), 40)
+    known = [*ask(1, range(30)), *ask(1, range(30, 50))]
+    computed = ask(2, range(50))
+    assert sum(known) >= 25, "a busy Redis may answer too late now and then"
+    assert not any(computed)
+    after = eventually(lambda: seen(130, before), 40)
+    window = difference(before, after, "slow-v2", "slow-v1", 50)
+    assert window.observed, window.why
+    assert window.stable is not None
+    assert (window.stable.timed, window.canary.timed) == (50, 50)
+    assert (window.stable.cached, window.canary.cached) == (sum(known), 0)
+
+    def judged(stable: Counts) -> Verdict:
+        """Of a minute like this."""
+        policy = PromotionPolicy(warm_up_seconds=0, require_metrics=False)
+        minute = [replace(window, start=5.0 * n, end=5.0 * n + 5, stable=stable) for n in range(24)]
+        return judge(policy, minute)
+
+    assert judged(window.stable).kind != "reject"
+    alike = judged(replace(window.stable, cached=0, cached_slow={}))
+    assert (alike.kind, alike.metric) == ("reject", "latency"), "what would be said of it otherwise"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -74,7 +75,7 @@ class Buildah:
         # time makes equal input equal bytes. `--force-rm`: a failed build leaves no half-full container.
         command: list[str | Path] = ["buildah", "build", "--quiet", "--isolation", "chroot", "--layers"]
         command += ["--force-rm", "--pull-never", "--skip-unused-stages=false", "--timestamp", "0"]
-        command += ["--file", containerfile, "--tag", tag]
+        command += ["--file", containerfile, "--tag", tag, *_own_limits()]
         command += ["--target", target] if target else []
         self._do([*command, *_build_arguments(arguments), context], f"building {tag}", BUILD_TIMEOUT_SECONDS)
 
@@ -200,6 +201,18 @@ class Docker:
 
     def _do(self, arguments: Sequence[str | Path], what: str, timeout: float) -> str:
         return run(arguments, what=what, timeout=timeout, environment={"DOCKER_BUILDKIT": "1"})
+
+
+def _own_limits() -> list[str]:
+    """The limits of this process: newer Buildahs raise them by themselves, which not everybody may."""
+    limits = {"nofile": resource.RLIMIT_NOFILE, "nproc": resource.RLIMIT_NPROC}
+    found = {name: resource.getrlimit(which) for name, which in limits.items()}
+    return [
+        part
+        for name, (soft, hard) in found.items()
+        if resource.RLIM_INFINITY not in (soft, hard)
+        for part in ("--ulimit", f"{name}={soft}:{hard}")
+    ]
 
 
 def _build_arguments(arguments: Mapping[str, str]) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from flows.domain.judge.windows import Counts, EvidenceInvalid, Pair, Window, unobserved
 
-GATEWAY_KINDS = frozenset({"requests", "refused", "sent", "active", "latency"})
+GATEWAY_KINDS = frozenset({"requests", "refused", "sent", "active", "latency", "cached"})
 """Kinds that the gateway counts for both arms; the others are counted by the releases' own servers."""
 METRIC_KINDS = frozenset({"bad", "total"})
 """Kinds that somebody else counts: their label is a metric's name and the labels of its series."""
@@ -33,9 +33,10 @@ class Series(NamedTuple):
     """One raw counter.
 
     `kind` and its `label`: requests (class "2" to "5"), refused, sent, active (no label), latency (bound in
-    seconds, "inf" for all), served and took (requests and latency as the server counts them), outputs (bin),
-    invalid, compared, disagreed (no label), segment and segment_errors (`column=value`), bad and total,
-    outcomes, loss (no label), differences (hundredths).
+    seconds, "inf" for all), cached (the same, of answers that were known already), served and took (requests
+    and latency as the server counts them), outputs (bin), invalid, compared, disagreed (no label), segment
+    and segment_errors (`column=value`), bad and total (metric and series), outcomes, loss (no label),
+    differences (hundredths).
     `pod` is who reports it: a gateway instance for GATEWAY_KINDS, else a server.
     """
 
@@ -208,14 +209,17 @@ def _counts(
     sums: defaultdict[tuple[str, str], int] = defaultdict(int)
     for series, amount in grown.items():
         if series.release == release:
-            label = repr(float(series.label)) if series.kind == "latency" else series.label
+            label = repr(float(series.label)) if series.kind in ("latency", "cached") else series.label
             sums[series.kind, label] += amount
     timed = sums["latency", "inf"]
+    slow = {bound: timed - sums["latency", repr(bound)] for bound in bounds}
+    # Another family of the gateway's page than all answers: it may have been read an instant later.
+    cached = min(sums["cached", "inf"], timed)
     return Counts(
         requests=_total(sums, "requests"),
         errors=sums["requests", "5"],
         timed=timed,
-        slow={bound: timed - sums["latency", repr(bound)] for bound in bounds},
+        slow=slow,
         invalid=_total(sums, "invalid"),
         outputs={label: amount for (kind, label), amount in sorted(sums.items()) if kind == "outputs"},
         compared=_total(sums, "compared"),
@@ -229,6 +233,11 @@ def _counts(
         refused=min(_total(sums, "refused"), sums["requests", "4"]),
         # What is under way at the end is not lost, and what was at the beginning has ended since.
         sent=max(0, _total(sums, "sent") - _total(sums, "active")),
+        cached=cached,
+        cached_slow={
+            bound: min(max(cached - sums["cached", repr(bound)], 0), slow[bound])
+            for bound in (bounds if cached else ())
+        },
         segments=_segments(sums),
         metrics=_metrics(sums),
         outcomes=sums.get(("outcomes", "")),

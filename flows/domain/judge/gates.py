@@ -18,23 +18,23 @@ from flows.domain.judge.evidence import (
     ratio_logs,
     shift_evidence,
 )
+from flows.domain.judge.incidents import INCIDENT_SECONDS
 from flows.domain.judge.paths import (
     Path,
     Tally,
     against,
     beyond,
+    by_kind,
     rejection,
+    spared,
     suspicion,
     table,
     tally,
     warm_windows,
 )
-from flows.domain.judge.picks import Pick, broken, disagreed, failed, predicted, slower
+from flows.domain.judge.picks import Pick, broken, disagreed, failed, predicted, slower, slower_of
 from flows.domain.judge.policy import PromotionPolicy
 from flows.domain.judge.windows import Window
-
-INCIDENT_SECONDS = 60.0
-"""The stable's last minute (four windows at least) is what is compared with its past."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,13 +85,13 @@ def alone(policy: PromotionPolicy, counted: Tally, windows: Sequence[Window]) ->
     bound = slow_bound(policy, windows)
     if bound is not None and policy.slo_latency_seconds is not None:
         slow = np.array([window.canary.slow.get(bound, 0) for window in windows], dtype=np.float64)
+        timed = np.array([window.canary.timed for window in windows], dtype=np.float64)
         judged = ~warm_windows(counted)
-        log = _too_many(
-            policy, slow * judged, counted.canary_timed * judged, policy.slo_slow_share, counted.seconds
-        )
+        log = _too_many(policy, slow * judged, timed * judged, policy.slo_slow_share, counted.seconds)
         what = f"requests took over {milliseconds(bound)}"
-        timed = int(counted.canary_timed.sum())
-        reading = Reading("latency", log, int(slow.sum()), timed, 0, 0, what, pick=slower(bound, bound))
+        reading = Reading(
+            "latency", log, int(slow.sum()), int(timed.sum()), 0, 0, what, pick=slower(bound, bound)
+        )
         readings.append(reading)
     return readings
 
@@ -124,22 +124,39 @@ def broken_outputs(policy: PromotionPolicy, windows: Sequence[Window]) -> Readin
 
 
 def incident(policy: PromotionPolicy, windows: Sequence[Window], counted: Tally) -> str | None:
-    """Why both releases seem to fail together; None when the stable is as healthy as it was.
+    """Why both releases seem to fail together; None when the stable is as healthy as it was, or the canary is
+    proven to be spared.
 
     The stable's last minute against the service level, and against its own past.
     """
-    now = windows[-1].end
-    first = next(index for index, one in enumerate(windows) if one.end > now - INCIDENT_SECONDS)
-    first = min(first, max(0, len(windows) - 4))
+    first = _latest(windows, INCIDENT_SECONDS)
     bad, total = counted.stable_errors[first:].sum(), counted.stable[first:].sum()
     bad_past, total_past = counted.stable_errors[:first].sum(), counted.stable[:first].sum()
-    broken = mean_log(one_sample_evidence(bad, total, policy.slo_error_rate), axis=-1)
-    if max(float(broken), _risen(policy, counted, first)) < rejection(policy):
+    logs = [_risen(policy, counted, first), _broken(policy, bad, total)]
+    if bad > policy.slo_error_rate * total:
+        # Not over: what little traffic cannot tell in a minute, five of them can.
+        longer = slice(_latest(windows, 5 * INCIDENT_SECONDS), None)
+        logs.append(_broken(policy, counted.stable_errors[longer].sum(), counted.stable[longer].sum()))
+    if max(logs) < rejection(policy) or spared(policy, counted)[-1]:
         return None
     before = f", {percent(bad_past, total_past)} before" if total_past else ""
     return (
         f"the stable fails as well ({percent(bad, total)} of its last {total:.0f} requests{before}): "
         "an incident that both share; weights stay until it is over"
+    )
+
+
+def _latest(windows: Sequence[Window], seconds: float) -> int:
+    """The first window of the last so many seconds, or of the last four windows."""
+    since = windows[-1].end - seconds
+    first = next(index for index, one in enumerate(windows) if one.end > since)
+    return min(first, max(0, len(windows) - 4))
+
+
+def _broken(policy: PromotionPolicy, bad: float, total: float) -> float:
+    """log E that more fail than the service level allows."""
+    return float(
+        mean_log(one_sample_evidence(np.array(bad), np.array(total), policy.slo_error_rate), axis=-1)
     )
 
 
@@ -208,17 +225,19 @@ def _even(policy: PromotionPolicy, windows: Sequence[Window], gate: str) -> bool
 
 
 def _latency(policy: PromotionPolicy, windows: Sequence[Window], counted: Tally, log: float) -> Reading:
-    slow_c, slow_s = counted.canary_slow.sum(axis=0), counted.stable_slow.sum(axis=0)
-    timed_c, timed_s = counted.canary_timed.sum(), counted.stable_timed.sum()
     if not counted.bounds:
-        return Reading("latency", 0.0, 0, int(timed_c), 0, int(timed_s), "requests were slow")
-    share = timed_c / max(timed_c + timed_s, 1)
-    both = slow_c + slow_s
-    worst = int(np.argmax((slow_c - share * both) / np.sqrt(np.maximum(both, 1))))
+        timed = int(counted.canary_timed.sum()), int(counted.stable_timed.sum())
+        return Reading("latency", 0.0, 0, timed[0], 0, timed[1], "requests were slow")
+    kinds = [[arm.sum(axis=0) for arm in arms] for arms in by_kind(counted)]
+    excess = np.stack([_excess(*arms) for arms in kinds])
+    kind, worst = divmod(int(np.argmax(excess)), excess.shape[1])
+    timed_c, timed_s, slow_c, slow_s = kinds[kind]
     bound_s, bound_c = counted.bounds[worst]
-    what = f"requests took over {milliseconds(bound_c)}"
+    names = ("requests",) if len(kinds) == 1 else ("computed answers", "answers from the cache")
+    what = f"{names[kind]} took over {milliseconds(bound_c)}"
     if bound_c != bound_s:
         what += f" ({milliseconds(bound_s)} with {bound_c / bound_s:.3g} times the patience)"
+    pick = slower(bound_s, bound_c) if len(kinds) == 1 else slower_of(kind == 1, bound_s, bound_c)
     return Reading(
         "latency",
         log,
@@ -228,8 +247,15 @@ def _latency(policy: PromotionPolicy, windows: Sequence[Window], counted: Tally,
         int(timed_s),
         what,
         acts=log < suspicion(policy) or _even(policy, windows, "latency"),
-        pick=slower(bound_s, bound_c),
+        pick=pick,
     )
+
+
+def _excess(timed: Array, timed_stable: Array, slow: Array, slow_stable: Array) -> Array:
+    """How many standard deviations more of the canary's are slow than of both, by bound."""
+    share, both = timed / np.maximum(timed + timed_stable, 1), slow + slow_stable
+    result: Array = (slow - share * both) / np.sqrt(np.maximum(both, 1))
+    return result
 
 
 def _outputs(policy: PromotionPolicy, windows: Sequence[Window]) -> Reading:

@@ -29,10 +29,12 @@ from flows.domain.judge.paths import (
     certified,
     final_weight,
     gate_weights,
+    hastened,
     last_proving_step,
     passed,
     path,
     rejection,
+    rescues,
     suspicion,
     tally,
 )
@@ -254,6 +256,9 @@ def passed_sentence(policy: PromotionPolicy, verdict: Verdict, counted: Tally) -
     )
     if weight >= final_weight(policy):
         return f"the gateway sends the canary what it should at {weight} %; {counts}"
+    if rescues(policy, counted)[-1]:
+        usual = f"{hastened(policy):.0f} of the usual {policy.dwell_seconds:.0f} s are enough"
+        return f"{counts}; the stable fails, and the canary is proven to be better: {usual}"
     if weight >= last_proving_step(policy):
         return f"{counts}; certified: {_worst_case(policy, verdict)}"
     return f"{counts}; nothing speaks against it at {weight} % (evidence {short(math.log(verdict.evidence))})"

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flows.domain.judge import bursts
+from flows.domain.judge import bursts, incidents
 from flows.domain.judge.evidence import (
     BETTER,
     LARGEST,
@@ -38,6 +38,8 @@ APPLIED = 0.8
 """A step is credited only where at least this part of the set weight is seen in the requests."""
 SIGMAS = 3.0
 """… allowing for this much chance."""
+HASTE = 3.0
+"""A step of a canary that rescues the stable takes this part of the usual time."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,9 @@ class Tally:
     """Servers that began to serve in each window; None: none."""
     pause_seconds: float = 20.0
     warm_up_seconds: float = 0.0
+    cached: tuple[Array, Array, Array, Array] | None = None
+    """Answers that were known already, which the latencies above leave out: the canary's and the stable's
+    [..., T], and the slow ones of these [..., T, B]. None: none."""
 
 
 def tally(policy: PromotionPolicy, windows: Sequence[Window]) -> Tally:
@@ -75,6 +80,16 @@ def tally(policy: PromotionPolicy, windows: Sequence[Window]) -> Tally:
     def column(values: list[float]) -> Array:
         return np.array(values, dtype=np.float64)
 
+    timed = column([counts.timed for counts in arms])
+    cached = column([counts.cached for counts in arms])
+    known = np.zeros_like(slow)
+    if cached.any():
+        known = np.array(
+            [[counts.cached_slow.get(bound, 0) for bound in bounds] for counts in arms], dtype=np.float64
+        )
+    computed, each = slow - known, len(canaries)
+    of_canary, of_stable = [places[pair[1]] for pair in pairs], [places[pair[0]] for pair in pairs]
+
     return Tally(
         column([window.seconds for window in windows]),
         column([window.weight for window in windows]),
@@ -82,14 +97,17 @@ def tally(policy: PromotionPolicy, windows: Sequence[Window]) -> Tally:
         column([counts.errors for counts in canaries]),
         column([counts.requests for counts in stables]),
         column([counts.errors for counts in stables]),
-        column([counts.timed for counts in canaries]),
-        column([counts.timed for counts in stables]),
-        slow[: len(canaries), [places[pair[1]] for pair in pairs]],
-        slow[len(canaries) :, [places[pair[0]] for pair in pairs]],
+        (timed - cached)[:each],
+        (timed - cached)[each:],
+        computed[:each, of_canary],
+        computed[each:, of_stable],
         tuple(pairs),
         column([counts.started for counts in canaries]),
         policy.pause_seconds,
         warm_up(policy),
+        (cached[:each], cached[each:], known[:each, of_canary], known[each:, of_stable])
+        if cached.any()
+        else None,
     )
 
 
@@ -139,15 +157,19 @@ def path(counted: Tally, *, last: bool = False) -> Path:
     latency = np.zeros_like(errors)
     if counted.bounds:
         judged = ~warm_windows(counted)
-        latency, slowness = against(
-            counted.canary_slow * judged[..., None],
-            counted.stable_slow * judged[..., None],
-            counted.canary_timed * judged,
-            counted.stable_timed * judged,
-            counted.seconds,
-            counted.pause_seconds,
-            last=last,
-        )
+        kinds = [
+            against(
+                slow * judged[..., None],
+                slow_stable * judged[..., None],
+                timed * judged,
+                timed_stable * judged,
+                counted.seconds,
+                counted.pause_seconds,
+                last=last,
+            )
+            for timed, timed_stable, slow, slow_stable in by_kind(counted)
+        ]
+        latency, slowness = (mean_log(np.stack(logs), axis=0) for logs in zip(*kinds, strict=True))
         trouble = np.maximum(trouble, slowness)
     applied = _plausible(counted.canary, counted.canary + counted.stable, counted.weight)
     credited = applied & (counted.canary + counted.stable > 0)
@@ -164,6 +186,13 @@ def path(counted: Tally, *, last: bool = False) -> Path:
         requests,
         _plausible(requests, total, counted.weight) & applied,
     )
+
+
+def by_kind(counted: Tally) -> list[tuple[Array, Array, Array, Array]]:
+    """Timed requests of the canary and of the stable, and slow ones: of answers that were computed, and of
+    those that were known already, if any were. That a release begins with a cold cache is no fault of it."""
+    computed = counted.canary_timed, counted.stable_timed, counted.canary_slow, counted.stable_slow
+    return [computed] if counted.cached is None else [computed, counted.cached]
 
 
 def _shifted(counted: Tally) -> NDArray[np.bool_]:
@@ -341,19 +370,54 @@ def better(policy: PromotionPolicy) -> Array:
 
 
 def certified(policy: PromotionPolicy, counted: Tally, *, last: bool = False) -> NDArray[np.bool_]:
-    """Whether the canary has its certificate after every window; with `last` only after the last [..., 1]."""
-    share = _share(counted.canary, counted.stable)
+    """Whether the canary has its certificate after every window; with `last` only after the last [..., 1].
+
+    By what was counted while the stable kept the service level: in an incident both fail alike, and that says
+    nothing of the time between incidents. A canary that rescues the stable needs no other certificate.
+    """
+    calm = calmly(policy, counted)
+    share = _share(calm.canary, calm.stable)
     logs = ratio_logs(
-        counted.canary_errors[..., None],
-        (counted.canary_errors + counted.stable_errors)[..., None],
+        calm.canary_errors[..., None],
+        (calm.canary_errors + calm.stable_errors)[..., None],
         share,
         better(policy),
         policy.max_ratio,
     )
     at = slice(-1, None) if last else slice(None)
-    arms = (counted.canary_errors, counted.canary, counted.stable_errors, counted.stable)
+    arms = (calm.canary_errors, calm.canary, calm.stable_errors, calm.stable)
     bad_c, total_c, bad_s, total_s = (np.cumsum(arm, axis=-1)[..., at] for arm in arms)
-    return certificate(policy, np.cumsum(logs, axis=-2)[..., at, 0], (bad_c, total_c, bad_s, total_s))
+    proven = certificate(policy, np.cumsum(logs, axis=-2)[..., at, 0], (bad_c, total_c, bad_s, total_s))
+    return proven | rescues(policy, counted)[..., at]
+
+
+def calmly(policy: PromotionPolicy, counted: Tally) -> Tally:
+    """The same with the windows emptied in which the stable broke the service level. Chosen by the stable's
+    errors alone: what is left out can only make it look better."""
+    kept = ~incidents.failing(counted.stable_errors, counted.stable, counted.seconds, policy.slo_error_rate)
+    if kept.all():
+        return counted
+    arms = ("canary", "canary_errors", "stable", "stable_errors")
+    return replace(counted, **{arm: getattr(counted, arm) * kept for arm in arms})
+
+
+def spared(policy: PromotionPolicy, counted: Tally) -> NDArray[np.bool_]:
+    """Whether the canary is proven, after every window, to have no part in what the stable suffers."""
+    arms = (counted.canary_errors, counted.canary, counted.stable_errors, counted.stable)
+    return incidents.spared(*arms, policy.max_ratio, policy.alpha)
+
+
+def rescues(policy: PromotionPolicy, counted: Tally) -> NDArray[np.bool_]:
+    """Whether the canary is spared, after every window, of a failure that lasts: each step is a relief."""
+    level, new = policy.slo_error_rate, _shifted(counted)
+    found = incidents.lasting(counted.stable_errors, counted.stable, level, new)
+    return found & spared(policy, counted) if found.any() else found
+
+
+def hastened(policy: PromotionPolicy) -> float:
+    """Seconds at a step that are enough for a rescue: a third, and what a look at the latency takes."""
+    least = max(policy.dwell_seconds / HASTE, warm_up(policy) + 2 * policy.pause_seconds)
+    return min(policy.dwell_seconds, least)
 
 
 def passed(
@@ -363,12 +427,13 @@ def passed(
     `proven` says whether the canary has its certificate."""
     final = counted.weight >= final_weight(policy)
     proof = proven | (counted.weight < last_proving_step(policy))
+    dwell = np.where(rescues(policy, counted), hastened(policy), policy.dwell_seconds)
     return np.asarray(
         followed.applied
         & np.where(
             final,
             followed.step_requests > 0,
-            (followed.step_seconds >= policy.dwell_seconds - 1e-6)
+            (followed.step_seconds >= dwell - 1e-6)
             & (followed.step_requests >= policy.min_requests)
             & (np.maximum(evidence, followed.trouble) < suspicion(policy))
             & proof,

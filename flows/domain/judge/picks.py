@@ -36,6 +36,19 @@ def slower(stable: float, canary: float) -> Pick:
     return lambda counts, of_canary: (counts.slow.get(canary if of_canary else stable, 0), counts.timed)
 
 
+def slower_of(cached: bool, stable: float, canary: float) -> Pick:
+    """The same of the answers that were known already, or of those that were computed."""
+
+    def pick(counts: Counts, of_canary: bool) -> tuple[int, int]:
+        bound = canary if of_canary else stable
+        known = counts.cached_slow.get(bound, 0)
+        if cached:
+            return known, counts.cached
+        return counts.slow.get(bound, 0) - known, counts.timed - counts.cached
+
+    return pick
+
+
 def predicted(names: Collection[str]) -> Pick:
     """Predictions in any of these bins."""
     return lambda counts, _canary: (

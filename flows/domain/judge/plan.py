@@ -15,6 +15,7 @@ from flows.domain.judge.paths import (
     Tally,
     asked,
     better,
+    calmly,
     certificate,
     certified,
     combined,
@@ -89,6 +90,7 @@ def plan(policy: PromotionPolicy, requests_per_second: float, base_error_rate: f
 def needed(policy: PromotionPolicy, counted: Tally) -> int | None:
     """Canary requests still needed for the certificate if both arms go on as they did; None when they would
     not be enough at any number."""
+    counted = calmly(policy, counted)
     canary, stable = counted.canary.sum(), counted.stable.sum()
     bad_c, bad_s = counted.canary_errors.sum(), counted.stable_errors.sum()
     pooled = (bad_c + bad_s + 0.5) / (canary + stable + 1)

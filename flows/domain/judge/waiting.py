@@ -9,7 +9,7 @@ from flows.domain.judge import gates
 from flows.domain.judge.client_errors import unpredicted
 from flows.domain.judge.gates import percent
 from flows.domain.judge.metrics import unreported
-from flows.domain.judge.paths import Path, Tally, final_weight
+from flows.domain.judge.paths import Path, Tally, final_weight, hastened, rescues
 from flows.domain.judge.plan import duration, needed
 from flows.domain.judge.policy import PromotionPolicy
 from flows.domain.judge.segments import uncounted
@@ -38,6 +38,8 @@ def waiting(
     if unseen:
         return replace(verdict, metric="metrics", sentence=unseen)
     rate = per_second(counted)
+    if rescues(policy, counted)[-1]:
+        policy = policy.model_copy(update={"dwell_seconds": hastened(policy)})
     if seconds < policy.dwell_seconds - 1e-6 or requests < policy.min_requests:
         return more_of_step(policy, verdict, seconds, requests, rate)
     more = needed(policy, counted)

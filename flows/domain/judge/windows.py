@@ -56,6 +56,10 @@ class Counts:
     """Of the requests, those answered 400, 415 or 422: they do not fit this release."""
     sent: int | None = None
     """Requests that the gateway sent to this release and that have ended, answered or not."""
+    cached: int = 0
+    """Of the timed, those whose answers were known already: a release begins with an empty cache."""
+    cached_slow: Mapping[float, int] = field(default_factory=dict)
+    """As `slow`, of these."""
     segments: Mapping[str, Pair] = field(default_factory=dict)
     """`column=value` → failed requests with such a row, and all, as the servers count them."""
     metrics: Mapping[str, Pair] = field(default_factory=dict)
@@ -76,6 +80,7 @@ class Counts:
             "compared",
             "disagreed",
             "started",
+            "cached",
             "loss",
         ):
             _check_count(name, getattr(self, name))
@@ -100,6 +105,10 @@ class Counts:
                 f"refused: {self.refused} and predicted: {self.predicted} beside {self.errors} errors exceed "
                 f"the {self.requests} requests; check the rules"
             )
+        if self.cached > self.timed or any(
+            count > min(self.cached, self.slow.get(bound, 0)) for bound, count in self.cached_slow.items()
+        ):
+            raise EvidenceInvalid(f"cached: {self.cached} answers are more than those they are part of")
         if self.disagreed > self.compared:
             raise EvidenceInvalid(f"disagreed: {self.disagreed} of {self.compared} compared cannot be")
         ceiling = self.timed
@@ -126,6 +135,8 @@ class Counts:
             _both(self.predicted, other.predicted),
             _both(self.refused, other.refused),
             _both(self.sent, other.sent),
+            self.cached + other.cached,
+            _add(self.cached_slow, other.cached_slow),
             _add_pairs(self.segments, other.segments),
             _add_pairs(self.metrics, other.metrics),
             _both(self.outcomes, other.outcomes),
@@ -230,6 +241,7 @@ def _counts_to_json(counts: Counts) -> dict[str, Any]:
     content = {one.name: getattr(counts, one.name) for one in fields(counts)}
     return content | {
         "slow": {repr(bound): count for bound, count in counts.slow.items()},
+        "cached_slow": {repr(bound): count for bound, count in counts.cached_slow.items()},
         "outputs": dict(counts.outputs),
         "segments": {name: list(pair) for name, pair in counts.segments.items()},
         "metrics": {name: list(pair) for name, pair in counts.metrics.items()},
@@ -238,10 +250,16 @@ def _counts_to_json(counts: Counts) -> dict[str, Any]:
 
 
 def _counts_from_json(content: Mapping[str, Any]) -> Counts:
-    slow = {float(bound): count for bound, count in content["slow"].items()}
+    bounds = {
+        name: {float(bound): count for bound, count in sorted(content.get(name, {}).items(), key=_bound)}
+        for name in ("slow", "cached_slow")
+    }
     pairs = {
         kind: {name: (bad, total) for name, (bad, total) in content.get(kind, {}).items()}
         for kind in ("segments", "metrics")
     }
-    mappings = {"slow": dict(sorted(slow.items())), "outputs": dict(content["outputs"]), **pairs}
-    return Counts(**{**content, **mappings})
+    return Counts(**{**content, **bounds, "outputs": dict(content["outputs"]), **pairs})
+
+
+def _bound(item: tuple[str, int]) -> float:
+    return float(item[0])

@@ -166,6 +166,23 @@ def test_a_shared_incident_that_turns_out_to_be_the_canary_s_is_answered(
     assert story.weights() == {"flights-v1": 100}
 
 
+def test_a_failing_stable_does_not_take_out_the_hotfix_that_rescues_it(
+    client: TestClient, story: Story, plane: ControlPlane
+) -> None:
+    """Alerts about budgets name no version; the canary's own counts say that it is not the cause."""
+    story.register(1, 2)
+    story.promoted(1)
+    promotion = story.begin(2, 25)
+    verdict = Verdict("hold", "time", "20 of 100 s at this step", interval=(-0.31, -0.24))
+    window = Window(0.0, 2.0, 25).to_json()
+    plane.registry.store_window(promotion, 0, window, verdict.to_json(), None, watching=False)
+    assert answer(client, alert(version="")) == ["shared-incident"]
+    assert story.weights() == {"flights-v1": 75, "flights-v2": 25}
+    assert "proven to fail less" in (plane.registry.standing("flights").frozen or "")
+    # An alert that names the release is about something else than the errors that it has fewer of.
+    assert answer(client, alert("f2")) == ["rolled-back"]
+
+
 def test_a_postponed_alert_that_is_over_waits_for_nobody(
     client: TestClient, story: Story, plane: ControlPlane
 ) -> None:

@@ -99,3 +99,15 @@ def test_the_exit_codes_of_a_followed_promotion_are_in_its_help(tmp_path: Path, 
     assert done.returncode == 0
     assert "0 promoted; 3 its deadline came without proof" in said
     assert "1 everything else" in said
+
+
+@pytest.mark.parametrize("options", [("--hotfix",), ("--hotfix", "--reason", " "), ("--reason", "why")])
+def test_a_hotfix_says_why_and_for_whom(
+    tmp_path: Path, home: dict[str, str], options: tuple[str, ...]
+) -> None:
+    (tmp_path / ".modelserve").mkdir()
+    own = {**home, "MODELSERVE_STATE": str(tmp_path / ".modelserve"), "USER": "ada"}
+    done = modelserve("promote", "flights", "1", *options, folder=tmp_path, environment=own)
+    assert done.returncode == 2
+    assert "--reason" in done.stderr
+    assert "hotfix" in done.stderr
