@@ -39,8 +39,16 @@ HEARTBEAT_LOST_SECONDS = 90
 
 
 def bring_up(settings: Settings, say: Callable[[str], None]) -> None:
-    """Start the local stack, with everything that the Prefect server and the registry must know."""
+    """Start the local stack, with everything that the Prefect server and the registry must know.
+
+    What the scanner must know is fetched meanwhile: the first promotion that needs it waits for it.
+    """
     stack.up(settings, say, bootstrap=prepare_services)
+    if not settings.image_repository:
+        stack.beside(
+            settings, "scanner", [settings.python, "-m", "flows.terminal.cli", "prepare", "--database"]
+        )
+        say("scanner: the vulnerability database is brought up to date in the background")
 
 
 def prepare_services(settings: Settings) -> None:

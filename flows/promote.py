@@ -133,6 +133,7 @@ def promote(model: str, version: int, hotfix_by: str = "", hotfix_reason: str = 
 def _promote(plane: ControlPlane, promotion: Promotion, release: Release, spec: ModelSpec) -> str:
     log = get_run_logger()
     if promotion.state is not State.WATCHING:
+        ready_scanner(plane, spec)
         build_image(plane, promotion, release)
         scan_image(plane, promotion, release, spec)
         start_servers(plane, promotion, release, spec)
@@ -170,6 +171,12 @@ def steps(plane: ControlPlane, promotion: Promotion, spec: ModelSpec) -> list[tu
         for step in spec.promotion.steps
         if min(step, most) >= reached
     ]
+
+
+@step("ready scanner")
+def ready_scanner(plane: ControlPlane, spec: ModelSpec) -> None:
+    """What cannot be scanned as the policy wants is not even built."""
+    plane.scanner.ready(spec.scan, print)
 
 
 @step("build image")

@@ -82,6 +82,10 @@ class Settings(BaseSettings):
     image that was built, scanned and pushed there, by digest. Empty: the promotion builds one itself."""
     image_extras: tuple[str, ...] = ()
     """Extras of this project that images of releases get as well: `["onnx"]`, `["tracing"]`."""
+    torch_index: str = "https://download.pytorch.org/whl/cpu"
+    """Package index of torch's builds for CPUs, for `make setup` and images. Empty: pip's own alone."""
+    torch_fallback: bool = True
+    """Where that index gives none: take pip's own build, with CUDA in images for CPUs. False: fail."""
     otlp_endpoint: str = ""
     """OTLP/HTTP collector (`http://HOST:4318`) for traces of the local gateway and servers. Empty: none."""
     python: str = sys.executable

@@ -129,7 +129,12 @@ def _extras(settings: Settings) -> tuple[str, ...]:
 def image_builder(settings: Settings) -> ImageBuilder:
     from flows.adapters.images import ImageBuilder, ImageRecipe
 
-    recipe = ImageRecipe.of_project(settings.repository, extras=_extras(settings))
+    recipe = ImageRecipe.of_project(
+        settings.repository,
+        extras=_extras(settings),
+        torch_index=settings.torch_index,
+        torch_fallback=settings.torch_fallback,
+    )
     packages = model_packages(settings).of_bundle
     return ImageBuilder(settings.image_storage, recipe, packages=packages)
 

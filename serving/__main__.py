@@ -1,4 +1,4 @@
-"""`python -m serving [serve]`, `… check FOLDER`, `… seal FOLDER`, `… settings`."""
+"""`python -m serving [serve]`, `… check FOLDER`, `… seal FOLDER`, `… look KIND PATH`, `… settings`."""
 
 from __future__ import annotations
 
@@ -20,6 +20,12 @@ def main(arguments: list[str] | None = None) -> int:
     check.add_argument("folder", type=Path)
     seal = verbs.add_parser("seal", help="write manifest.json over the files of a bundle, print its sha256")
     seal.add_argument("folder", type=Path)
+    look = verbs.add_parser("look", help="write what a model's file tells of itself into a JSON file")
+    look.add_argument("kind")
+    look.add_argument("path", type=Path)
+    look.add_argument("report", type=Path)
+    look.add_argument("--trust-pickle", action="store_true")
+    look.add_argument("--input", action="append", default=[], metavar="NAME:TYPE:SHAPE")
     verbs.add_parser("settings", help="print the variables that a server reads")
     chosen = parser.parse_args(arguments)
     if chosen.verb == "settings":
@@ -34,6 +40,10 @@ def main(arguments: list[str] | None = None) -> int:
         for problem in problems:
             print(problem)
         return 1 if problems else 0
+    if chosen.verb == "look":
+        from serving.looking.telling import tell
+
+        return tell(chosen.kind, chosen.path, chosen.report, chosen.input, trust_pickle=chosen.trust_pickle)
     if chosen.verb == "seal":
         from serving.inference.bundle import seal as write_manifest
 

@@ -161,6 +161,14 @@ class StartupError(Exception):
     """The server cannot start; the message is one line and says what to do next."""
 
 
+class PackageNeeded(StartupError):
+    """`requirement` (`NAME==VERSION`) is what the model's packages lack."""
+
+    def __init__(self, message: str, requirement: str) -> None:
+        super().__init__(message)
+        self.requirement = requirement
+
+
 class BundleCorrupt(StartupError): ...
 
 

@@ -19,6 +19,7 @@ from serving.inference.codec import Codec
 from serving.inference.rows import Payload, Result
 from serving.telemetry import Telemetry
 from serving.watching.samples import Sampler
+from serving.watching.segments import Segments
 from serving.watching.shadow import Shadow
 
 _HIT = ((b"x-cache", b"hit"), (b"x-envoy-upstream-canary", b"true"))
@@ -38,6 +39,7 @@ class Predictions:
         self.cache: RedisCache | None = None
         self.sampler: Sampler | None = None
         self.shadow: Shadow | None = None
+        self.segments: Segments | None = None
 
     def answer(self, call: Call, deadline: float, done: Done) -> Answer | None:
         """The answer to the body of the call, or None when `done` will be called with it. Raises a Problem
@@ -52,10 +54,14 @@ class Predictions:
         payload = self.codec.decode(call.body)
         payload.counted = not call.pinned
         asked = _Asked(self, call, payload, deadline, done)
-        if self.cache is None:
-            asked.compute(asked.payload, None, asked.computed)
-        else:
-            self.cache.answer(asked)
+        try:
+            if self.cache is None:
+                asked.compute(payload, None, asked.computed)
+            else:
+                self.cache.answer(asked)
+        except Problem as problem:
+            self.ended(payload, problem.status)
+            raise
         return None
 
     def answered(self, call: Call, content: bytes, hit: bool = False) -> Answer:
@@ -66,10 +72,21 @@ class Predictions:
             call.after = partial(shadow.offer, call.body, content, call.request_id, seconds)
         return Answer(200, content, JSON, _HIT if hit else ())
 
+    def ended(self, payload: Payload, status: int) -> None:
+        """Count a request of the split whose rows could be read, answered from the cache in Redis or by the
+        model."""
+        if self.segments is not None and payload.counted:
+            self.segments.count(payload, status)
+
     async def run(self, call: Call, payload: Payload, deadline: float) -> Result:
         """Rows through the model for a client that waits, without the cache and the shadow."""
         payload.counted = not call.pinned
-        result = await self.batcher.submit(payload, deadline, call.gone)
+        try:
+            result = await self.batcher.submit(payload, deadline, call.gone)
+        except Problem as problem:
+            self.ended(payload, problem.status)
+            raise
+        self.ended(payload, 200)
         if self.sampler is not None:
             self.sampler.offer(call.request_id, payload, result)
         return result
@@ -124,7 +141,7 @@ class _Asked:
             answer = way.answered(call, content)
         except Exception as error:
             answer = failed(call, error)
-        self._done(answer)
+        self._end(answer)
 
     def found(self, fragments: list[bytes], hit: bool) -> None:
         """See the cache's Question."""
@@ -136,11 +153,15 @@ class _Asked:
             answer = way.answered(call, content, hit)
         except Exception as error:
             answer = failed(call, error)
-        self._done(answer)
+        self._end(answer)
 
     def failed(self, error: Exception) -> None:
         """See the cache's Question."""
-        self._done(failed(self._call, error))
+        self._end(failed(self._call, error))
+
+    def _end(self, answer: Answer) -> None:
+        self._way.ended(self.payload, answer.status)
+        self._done(answer)
 
     def _remember(self, recent: RecentAnswers, content: bytes) -> None:
         assert self._call.body is not None

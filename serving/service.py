@@ -37,6 +37,7 @@ from serving.tracing import Tracer
 from serving.watching.monitor import OutputMonitor
 from serving.watching.personal import Personal
 from serving.watching.samples import OutcomeWriter, Sampler
+from serving.watching.segments import Segments
 from serving.watching.shadow import Shadow
 
 logger = logging.getLogger("serving")
@@ -166,6 +167,8 @@ class Service:
             predictions.shadow = Shadow(
                 settings.shadow_url, settings.shadow_share, spec.serving.shadow, telemetry
             )
+        if spec.promotion.segments:
+            predictions.segments = Segments(spec, telemetry)
         self._predictions = predictions
         if settings.otlp_endpoint is not None:
             self.tracer = Tracer(settings.otlp_endpoint, spec.name, settings.version)

@@ -31,7 +31,10 @@ Datatype = Literal[
 ]
 
 
-TABLES = frozenset({"sklearn", "xgboost", "lightgbm"})
+MOST_SEGMENTS = 50
+"""Values of one column that requests are counted by: each is a series of every server."""
+
+TABLES = frozenset({"sklearn", "xgboost", "lightgbm", "mlflow"})
 """Kinds that take columns as one table, in double precision as they were trained."""
 
 
@@ -52,6 +55,9 @@ class Column(Section):
     """The axis of the model's own tensor that is the rows, where it is not the first one: 1 for the states
     of a recurrent layer. Clients always have rows first."""
     description: str = ""
+    categories: tuple[str, ...] = ()
+    """The values of a string that the model knows. Others are taken as ever; `promotion.segments` counts them
+    as `other`."""
     personal: Literal["hash", "drop"] | None = None
     """Personal data: sampled rows leave the server without it, or with a keyed hash in its place."""
 
@@ -97,9 +103,21 @@ class RuntimeSpec(Section):
     `handler` runs `load` and `predict` of handler.py; the others take and give one tensor a column.
     """
 
-    kind: Literal["handler", "pytorch", "onnx", "tensorflow", "sklearn", "xgboost", "lightgbm"]
+    kind: Literal[
+        "handler",
+        "pytorch",
+        "onnx",
+        "tensorflow",
+        "sklearn",
+        "xgboost",
+        "lightgbm",
+        "mlflow",
+        "huggingface",
+    ]
     file: str | None = None
-    """The model file (or SavedModel folder) inside the bundle."""
+    """The model file (or the folder of a SavedModel, of MLflow or Hugging Face) inside the bundle."""
+    task: Literal["text-classification", "feature-extraction", "fill-mask", "text-generation"] | None = None
+    """Hugging Face only: what the model is asked for."""
     format: Literal["auto", "pt2", "torchscript", "state_dict", "safetensors"] = "auto"
     """PyTorch only; `auto` reads it off the file's content. `state_dict` and `safetensors` are weights and
     need `build()` in handler.py."""
@@ -236,6 +254,15 @@ class ServingSpec(Section):
     """Part of every cache key; raise it when the handler's arithmetic changes without a new version."""
 
 
+class PromotionPart(BaseModel):
+    """What the server must know of the section that is the control plane's."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+    segments: tuple[str, ...] = ()
+    """Inputs by whose values requests are counted."""
+
+
 class ModelFile(BaseModel):
     """The parts of model.yaml that the server reads."""
 
@@ -245,6 +272,7 @@ class ModelFile(BaseModel):
     description: str = ""
     signature: Signature
     serving: ServingSpec
+    promotion: PromotionPart = PromotionPart()
 
     @model_validator(mode="after")
     def _sections_agree(self) -> ModelFile:
@@ -280,6 +308,10 @@ class ModelFile(BaseModel):
             for column in self.signature.inputs:
                 if column.nullable and column.type != "number":
                     raise ValueError(f"signature.inputs.{column.name}: a tensor has no null, but in a number")
+        inputs = {column.name: column for column in self.signature.inputs}
+        for name in self.promotion.segments:
+            if name not in inputs or not segment_values(inputs[name]):
+                raise ValueError(f"promotion.segments: {name} is no input whose values the signature knows")
         return self
 
     def datatype(self, column: Column) -> Datatype:
@@ -292,6 +324,20 @@ class ModelFile(BaseModel):
                 return "FP64"
             return "FP64" if self.serving.runtime.kind == "handler" and not column.shape else "FP32"
         return {"integer": "INT64", "boolean": "BOOL", "string": "BYTES"}[column.type]  # type: ignore[return-value]
+
+
+def segment_values(column: Column) -> tuple[str, ...]:
+    """The values that the signature knows of a column; empty where it does not say, or must not be told."""
+    if column.shape or column.personal is not None:
+        return ()
+    if column.type == "string":
+        return column.categories
+    if column.type == "boolean":
+        return ("false", "true")
+    if column.type == "integer" and column.minimum is not None and column.maximum is not None:
+        low, high = math.ceil(column.minimum), math.floor(column.maximum)
+        return tuple(str(value) for value in range(low, min(high, low + MOST_SEGMENTS) + 1))
+    return ()
 
 
 _INTEGERS = frozenset({"UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64"})

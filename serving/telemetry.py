@@ -113,6 +113,8 @@ class Telemetry:
                 ("shadow_compared", "Rows compared with the shadow's answer", ()),
                 ("shadow_disagreed", "Rows on which the shadow disagreed", ()),
                 ("outputs", "Requests that the model answered, by class or bin of their first row", ("bin",)),
+                ("segment_requests", "Requests predicted or failed, by a column's value", ("segment",)),
+                ("segment_errors", "Of these, requests that failed", ("segment",)),
                 ("invalid_outputs", "Model calls whose answer broke the signature", ()),
                 ("samples_dropped", "Rows that were not sampled: too many, too large, or Redis absent", ()),
                 ("samples_sent", "Rows written to the drift samples", ()),
@@ -159,7 +161,7 @@ class Telemetry:
         """Name the release; every series carries it."""
         self._labels = (model, version)
         for name, counter in self._counters.items():
-            if name not in ("rejected", "outputs"):
+            if name not in ("rejected", "outputs", "segment_requests", "segment_errors"):
                 counter.labels(model, version)
         if os.environ.get("MODELSERVE_WORKER_RESTARTS"):
             restarts = int(os.environ.pop("MODELSERVE_WORKER_RESTARTS"))
@@ -171,6 +173,12 @@ class Telemetry:
 
     def bins(self, bins: Callable[[Sequence[Array]], dict[str, int]]) -> None:
         self._bins = bins
+
+    def show(self, name: str, labels: Sequence[str]) -> None:
+        """Show the counter `modelserve_<name>_total` of each of these labels, from zero on."""
+        if self._labels is not None:
+            for label in labels:
+                self._counters[name].labels(*self._labels, label)
 
     # ---- hot path
 

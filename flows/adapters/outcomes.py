@@ -30,6 +30,8 @@ class Outcome:
     release: str
     prediction: Mapping[str, Any]
     outcome: Any
+    at: float = 0.0
+    """When it was answered, in unix seconds of the server's clock."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class OutcomeStream:
         self._samples = f"samples:{model}"
         self._outcomes = f"outcomes:{model}"
         self.answers: dict[str, int] = {}
-        self._waiting: OrderedDict[Key, tuple[str, Mapping[str, Any]]] = OrderedDict()
+        self._waiting: OrderedDict[Key, tuple[str, Mapping[str, Any], float]] = OrderedDict()
         self._early: OrderedDict[Key, Any] = OrderedDict()
         self.position = start or Position(self._last(self._samples), self._last(self._outcomes))
 
@@ -57,16 +59,17 @@ class OutcomeStream:
         for content in self._entries(self._samples):
             key = (str(content["request_id"]), int(content["row"]))
             release, prediction = str(content["release"]), content["prediction"]
+            at = float(content.get("at", 0))
             self.answers[release] = self.answers.get(release, 0) + 1
             if key in self._early:
-                yield Outcome(release, prediction, self._early.pop(key))
+                yield Outcome(release, prediction, self._early.pop(key), at)
             else:
-                _keep(self._waiting, key, (release, prediction))
+                _keep(self._waiting, key, (release, prediction, at))
         for content in self._entries(self._outcomes):
             key = (str(content["request_id"]), int(content["row"]))
             if key in self._waiting:
-                release, prediction = self._waiting.pop(key)
-                yield Outcome(release, prediction, content["outcome"])
+                release, prediction, at = self._waiting.pop(key)
+                yield Outcome(release, prediction, content["outcome"], at)
             else:
                 _keep(self._early, key, content["outcome"])
 

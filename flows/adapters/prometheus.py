@@ -13,11 +13,12 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 
 from flows.domain.errors import DependencyDown
+from flows.domain.judge.asked import Metric
 from flows.domain.judge.counters import Series, Snapshot
 from flows.domain.release import parse_release_name, release_name
 
@@ -32,11 +33,15 @@ KINDS: Mapping[str, tuple[str, str]] = {
     "modelserve_request_duration_seconds_bucket": ("took", "le"),
     "modelserve_outputs_total": ("outputs", "bin"),
     "modelserve_invalid_outputs_total": ("invalid", ""),
+    "modelserve_segment_requests_total": ("segment", "segment"),
+    "modelserve_segment_errors_total": ("segment_errors", "segment"),
     "modelserve_shadow_compared_total": ("compared", ""),
     "modelserve_shadow_disagreed_total": ("disagreed", ""),
 }
 """Series → kind of counter, and the label that it is read by."""
 SCRAPED = "traffic:scrape:seconds"
+ASKED = "modelserve_asked"
+"""The label that tells a metric of the model's own from all others: side, name and release."""
 RECENT_STEP_SECONDS = 10
 
 
@@ -51,8 +56,11 @@ class PrometheusCounters:
         self._timeout_seconds = timeout_seconds
         self._fresh_seconds = fresh_seconds
 
-    def snapshot(self, releases: Sequence[str], earlier: Snapshot | None = None) -> Snapshot:
-        """All counters of these releases (of one model) now; pass the last snapshot as `earlier`.
+    def snapshot(
+        self, releases: Sequence[str], earlier: Snapshot | None = None, metrics: Sequence[Metric] = ()
+    ) -> Snapshot:
+        """All counters of these releases (of one model) now, those of `metrics` among them; pass the last
+        snapshot as `earlier`.
 
         A snapshot that cannot be trusted carries its `problem`, and the window that ends with it is
         unobserved. Raises DependencyDown when Prometheus does not answer, and when there is no `earlier` and
@@ -63,9 +71,10 @@ class PrometheusCounters:
         if len(models) != 1:
             raise ValueError(f"releases of one model expected, found {sorted(releases)}")
         versions = "|".join(str(version) for _, version in names)
-        metrics = "|".join(KINDS)
-        selector = f'{{__name__=~"{metrics}",model="{models.pop()}",version=~"{versions}"}}'
-        at, samples, warnings = self._query(f"{selector} or {SCRAPED}", "vector")
+        names_read = "|".join(KINDS)
+        selector = f'{{__name__=~"{names_read}",model="{models.pop()}",version=~"{versions}"}}'
+        query = " or ".join([selector, SCRAPED, *_asked(metrics, releases)])
+        at, samples, warnings = self._query(query, "vector")
         problem = f"Prometheus answered in part: {warnings[0]}" if warnings else ""
         with self._reading():
             snapshot = _snapshot(at, samples, frozenset(releases), problem)
@@ -139,7 +148,7 @@ def _snapshot(at: float, samples: list[dict[str, Any]], releases: frozenset[str]
     scraped: dict[str, float] = {}
     for sample in samples:
         labels, value = sample["metric"], float(sample["value"][1])
-        name = labels["__name__"]
+        name = labels.get("__name__", ASKED) if ASKED in labels else labels["__name__"]
         if not math.isfinite(value) or value < 0:
             problem = problem or f"{name} of {labels.get('version', labels.get('pod'))} is {value:g}"
             continue
@@ -147,7 +156,7 @@ def _snapshot(at: float, samples: list[dict[str, Any]], releases: frozenset[str]
             # Two of the same pod are two Prometheus replicas behind one address: the later one counts.
             scraped[labels.get("pod", "")] = max(value, scraped.get(labels.get("pod", ""), 0.0))
             continue
-        series = _series(name, labels)
+        series = _others_series(labels) if ASKED in labels else _series(name, labels)
         if series.release in releases:
             key = (series, labels.get("route", "") + labels.get("code", ""))
             found[key] = max(value, found.get(key, 0.0))
@@ -155,6 +164,25 @@ def _snapshot(at: float, samples: list[dict[str, Any]], releases: frozenset[str]
     for (series, _), value in found.items():
         counters[series] += value
     return Snapshot(at, dict(counters), scraped, problem=problem)
+
+
+def _asked(metrics: Sequence[Metric], releases: Sequence[str]) -> list[str]:
+    """A clause for each counter of one's own, marked with what it is."""
+    sides: tuple[Literal["bad", "total"], ...] = ("bad", "total")
+    return [
+        f'label_replace({metric.selector(side, name)}, "{ASKED}", "{side} {metric.name} {name}", "", "")'
+        for metric in metrics
+        for name in releases
+        for side in sides
+    ]
+
+
+def _others_series(labels: Mapping[str, str]) -> Series:
+    """Each series by itself, since one of several that begins again must be seen as such."""
+    side, metric, release = labels[ASKED].split(" ")
+    pod = f"{labels.get('job', '')}@{labels.get('pod') or labels.get('instance', '')}"
+    own = ",".join(f'{name}="{value}"' for name, value in sorted(labels.items()) if name != ASKED)
+    return Series(side, release, f"{metric}{{{own}}}", pod)
 
 
 def _series(name: str, labels: Mapping[str, str]) -> Series:

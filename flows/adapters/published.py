@@ -42,6 +42,9 @@ class Images(Protocol):
 class Scans(Protocol):
     """What a promotion asks of the scanner."""
 
+    def ready(self, policy: ScanPolicy, progress: Say | None = None) -> None:
+        """Raises ScanImpossible, before anything is built, when no scan could meet the policy."""
+
     def scan(self, layout: str, policy: ScanPolicy) -> ScanReport:
         """The report of one image. Raises ScanRefused when nothing is known of it."""
 
@@ -72,6 +75,9 @@ class Published:
         record = self._record(release)
         self._named[str(record["image"])] = record
         return str(record["image"])
+
+    def ready(self, policy: ScanPolicy, progress: Say | None = None) -> None:
+        """Always: what is published has been scanned."""
 
     def scan(self, layout: str, policy: ScanPolicy) -> ScanReport:
         """The scan on record of exactly the image that `layout` has named, under the release's policy.

@@ -12,13 +12,14 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from flows.domain.errors import ScanRefused
+from flows.domain.errors import ScanImpossible, ScanRefused
 from flows.domain.scan import Finding, Kind, ScanReport
 from flows.domain.spec import ScanPolicy
 
@@ -60,19 +61,50 @@ class Scanner:
         self._given = program
 
     def refresh(self, *, repository: str | None = None, progress: Callable[[str], None] | None = None) -> str:
-        """Download the vulnerability database; return "" or, where that fails, one line that says why.
+        """Bring the vulnerability database up to date; return "" or, where that fails, why, in one line.
 
-        A failed download leaves the database that was there. `repository` names a mirror of it.
+        Trivy forgets the database that it has before it fetches another. So it fetches into a folder of its
+        own, which takes the old one's place when it is whole: a download that fails changes nothing, and
+        scans go on meanwhile. `repository` names a mirror.
         """
-        if progress is not None:
-            progress("scanner: downloading the vulnerability database")
         options = ["--db-repository", repository] if repository else []
         try:
-            with self._turn():
-                self._run(["image", "--download-db-only", *options], DOWNLOAD_TIMEOUT_SECONDS)
+            with self._turn("fetching"):
+                if self._is_current():
+                    return ""
+                if progress is not None:
+                    progress("scanner: downloading the vulnerability database")
+                with tempfile.TemporaryDirectory(dir=self._cache, prefix="fetching-") as name:
+                    fetched = Path(name)
+                    self._run(
+                        ["image", "--download-db-only", *options], DOWNLOAD_TIMEOUT_SECONDS, cache=fetched
+                    )
+                    with self._turn():
+                        if self._database.exists():
+                            self._database.rename(fetched / "replaced")
+                        (fetched / "db").rename(self._database)
         except ScanRefused as error:
             return str(error)
+        except OSError as error:
+            return f"the scanner's cache {self._cache} cannot be used: {error.strerror}"
         return ""
+
+    def ready(self, policy: ScanPolicy, progress: Callable[[str], None] | None = None) -> None:
+        """Make sure, before anything is built, that a scan can meet the policy.
+
+        Where it requires a vulnerability database and there is none, one is downloaded, or the download that
+        is under way is waited for. Raises ScanImpossible when that fails, with what can be done.
+        """
+        if policy.mode == "record" or self._database_at() is not None:
+            return
+        problem = self.refresh(progress=progress)
+        if self._database_at() is None:
+            raise ScanImpossible(
+                "nothing was built: scan.mode of model.yaml is require, and there is no vulnerability "
+                f"database ({problem or 'the download left none'}). Where the network allows, 'modelserve "
+                f"prepare --database' fetches it; else copy the folder {self._database} from a machine "
+                "that has it, or set scan.mode to record"
+            )
 
     def scan(self, layout: str, policy: ScanPolicy) -> ScanReport:
         """Scan an image, given as `FOLDER@sha256:…` (an OCI layout and the image's digest in it).
@@ -130,28 +162,43 @@ class Scanner:
             policy=policy,
         )
 
+    @property
+    def _database(self) -> Path:
+        return self._cache / "db"
+
     def _database_at(self) -> datetime | None:
-        folder = self._cache / "db"
         try:
-            if (folder / "trivy.db").stat().st_size == 0:
+            if (self._database / "trivy.db").stat().st_size == 0:
                 return None
-            metadata = json.loads((folder / "metadata.json").read_text(encoding="utf-8"))
-            return datetime.fromisoformat(metadata["UpdatedAt"])
+            return self._moment("UpdatedAt")
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise ScanRefused(f"the vulnerability database in {folder} cannot be read: {error}") from error
+            raise ScanRefused(
+                f"the vulnerability database in {self._database} cannot be read: {error}"
+            ) from error
+
+    def _is_current(self) -> bool:
+        """Whether its makers have announced no newer one for now. One that cannot be read is replaced."""
+        try:
+            return self._database_at() is not None and datetime.now(UTC) < self._moment("NextUpdate")
+        except (ScanRefused, OSError, ValueError, KeyError, TypeError):
+            return False
+
+    def _moment(self, key: str) -> datetime:
+        metadata = json.loads((self._database / "metadata.json").read_text(encoding="utf-8"))
+        return datetime.fromisoformat(metadata[key])
 
     def _version(self) -> str:
         answer: str = json.loads(self._run(["version", "--format", "json"], 30))["Version"]
         return answer
 
     @contextmanager
-    def _turn(self) -> Iterator[None]:
-        """One Trivy a cache: its store of scanned layers admits one process at a time."""
+    def _turn(self, name: str = "lock") -> Iterator[None]:
+        """One Trivy a cache: its store of scanned layers admits one process at a time. `name`: the turn's."""
         try:
             self._cache.mkdir(parents=True, exist_ok=True)
-            lock = (self._cache / "lock").open("w")
+            lock = (self._cache / name).open("w")
         except OSError as error:
             raise ScanRefused(
                 f"the scanner's cache {self._cache} cannot be used: {error.strerror}"
@@ -160,9 +207,9 @@ class Scanner:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
-    def _run(self, arguments: Sequence[str], timeout: float) -> str:
+    def _run(self, arguments: Sequence[str], timeout: float, cache: Path | None = None) -> str:
         program = self._given or find_trivy()
-        command = [str(program), *arguments, "--cache-dir", str(self._cache)]
+        command = [str(program), *arguments, "--cache-dir", str(cache or self._cache)]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TRIVY_")}
         try:
             done = subprocess.run(

@@ -8,6 +8,7 @@
     ├── PackagesRefused        a model's packages cannot be locked or installed
     ├── ImageFailed            the image could not be built
     ├── ScanRefused            the scan policy says no, or its scanner could not run
+    ├── ScanImpossible         the policy requires a vulnerability database and there is none
     ├── ReleaseUnproven        it has never been stable: nobody is sent to it by a rollback
     ├── ReleaseNotReady        a server never became ready
     ├── VerificationFailed     an integration sample was answered outside its tolerance
@@ -49,6 +50,9 @@ class ImageFailed(ModelServeError): ...
 
 
 class ScanRefused(ModelServeError): ...
+
+
+class ScanImpossible(ModelServeError): ...
 
 
 class ReleaseUnproven(ModelServeError): ...

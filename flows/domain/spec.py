@@ -16,7 +16,7 @@ from flows.domain.drift.policy import DriftPolicy
 from flows.domain.errors import SpecInvalid
 from flows.domain.judge.policy import PromotionPolicy
 from flows.domain.release import MODEL_NAME
-from flows.domain.signature import Section, Signature
+from flows.domain.signature import MOST_VALUES, Section, Signature
 
 
 class Resources(Section):
@@ -76,9 +76,36 @@ def parse_spec(text: str, source: str) -> ModelSpec:
     if not isinstance(content, dict):
         raise SpecInvalid(f"{source}: expected keys such as 'name' and 'signature' at the top level")
     try:
-        return ModelSpec.model_validate(content)
+        spec = ModelSpec.model_validate(content)
     except ValidationError as error:
         raise SpecInvalid("; ".join(f"{source}: {problem}" for problem in _problems(error))) from error
+    problems = _segment_problems(spec)
+    if problems:
+        raise SpecInvalid("; ".join(f"{source}: promotion.segments: {problem}" for problem in problems))
+    return spec
+
+
+def _segment_problems(spec: ModelSpec) -> list[str]:
+    """What keeps the servers from counting by the columns that the policy names."""
+    inputs = {column.name: column for column in spec.signature.inputs}
+    problems = []
+    for name in spec.promotion.segments:
+        column = inputs.get(name)
+        if column is None:
+            problems.append(f"{name} is no input; there are {', '.join(inputs)}")
+        elif column.personal is not None:
+            problems.append(f"{name} is personal: its values must not stand in metrics")
+        elif not column.values:
+            problems.append(
+                f"the signature does not say which values {name} has: give it categories (a string) or a "
+                "minimum and a maximum (an integer)"
+            )
+        elif len(column.values) > MOST_VALUES:
+            problems.append(
+                f"{name} has more than {MOST_VALUES} values: each shares alpha, so that none would be found; "
+                "name the column of a coarser grouping"
+            )
+    return problems
 
 
 def _problems(error: ValidationError) -> list[str]:

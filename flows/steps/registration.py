@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.adapters.packages import LOCK
-from flows.domain.errors import ArtifactCorrupt, SpecInvalid
+from flows.domain.errors import ArtifactCorrupt, ReleaseUnknown, SpecInvalid
 from flows.domain.release import Release
+from flows.domain.signature import narrowed
 from flows.domain.spec import ModelSpec, parse_spec
 from flows.domain.verification import parse_samples
 from flows.settings import Settings
@@ -58,7 +59,21 @@ def register_release(
         if training is not None:
             _write_reference(training, holdout, spec, bundle / "reference.json")
         uri, sha256 = plane.artifacts.put_bundle(bundle, spec.name, chosen)
+    for warning in _narrower_than_the_stable(plane, spec, chosen):
+        say(f"warning: {warning}")
     return plane.registry.register(Release(spec.name, chosen, uri, sha256), text)
+
+
+def _narrower_than_the_stable(plane: ControlPlane, spec: ModelSpec, version: int) -> list[str]:
+    """What clients of the release that serves now would miss."""
+    try:
+        stable = plane.registry.standing(spec.name).stable
+        if stable is None or stable.version == version:
+            return []
+        served = parse_spec(plane.registry.spec(spec.name, stable.version), f"{stable.name}/model.yaml")
+    except (ReleaseUnknown, SpecInvalid):  # the model's first release, or a spec of before
+        return []
+    return [f"narrower than {stable.name}: {change}" for change in narrowed(served.signature, spec.signature)]
 
 
 @contextmanager
@@ -144,7 +159,10 @@ def _lock_packages(settings: Settings, bundle: Path, shown: Path, spec: ModelSpe
     kind = str(runtime.get("kind")) if isinstance(runtime, dict) else ""
     if str(model_file(spec)).endswith(".safetensors"):
         kind = "safetensors"
-    lock = model_packages(settings).lock(bundle, shown, kind)
+    listed = "requirements.txt"
+    if kind == "mlflow" and not (bundle / listed).is_file():
+        listed = f"{model_file(spec)}/{listed}"  # what MLflow has written beside the model
+    lock = model_packages(settings).lock(bundle, shown, kind, listed)
     (bundle / LOCK).unlink(missing_ok=True)
     (bundle / LOCK).write_text(lock.text)
     if lock.lines:

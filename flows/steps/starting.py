@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,6 +17,7 @@ from prefect.exceptions import ObjectNotFound
 
 from flows.domain.errors import DependencyDown, PromotionRunning
 from flows.domain.promotion import Promotion
+from flows.domain.spec import parse_spec
 from flows.wiring import ControlPlane
 
 LOOK_SECONDS = 0.5
@@ -40,20 +41,29 @@ class Started:
 
 
 def start_promotion(
-    plane: ControlPlane, model: str, version: int, hotfix: tuple[str, str] | None = None
+    plane: ControlPlane,
+    model: str,
+    version: int,
+    hotfix: tuple[str, str] | None = None,
+    *,
+    say: Callable[[str], None] = print,
 ) -> Started:
     """Create the flow run, or join the one that lives: a release is promoted by one run at a time.
 
     `hotfix`: who wants shorter steps, and why; a run that lives keeps its pace, so that none is joined then.
-    Raises at once what would end it at once: unknown release, another promotion.
+    Raises at once what would end it at once: unknown release, another promotion, a scan that cannot be as the
+    policy wants it.
     """
-    plane.registry.release(model, version)
+    release = plane.registry.release(model, version)
     is_open = plane.registry.standing(model).promotion
     if is_open is not None and (is_open.version != version or hotfix):
         raise PromotionRunning(
             f"{model} v{is_open.version} is being promoted ({is_open.state}, {is_open.weight} %); "
             f"wait for it, or end it with 'modelserve abort {model}'"
         )
+    if is_open is None and plane.settings.mode == "local":  # on a cluster another machine scans
+        spec = parse_spec(plane.registry.spec(model, version), f"{release.name}/model.yaml")
+        plane.scanner.ready(spec.scan, say)
     with prefect_client() as client:
         try:
             deployment = client.read_deployment_by_name("promote/promote")

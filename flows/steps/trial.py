@@ -10,6 +10,8 @@ import os
 import socket
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -37,8 +39,23 @@ def try_bundle(settings: Settings, bundle: Path, shown: Path, spec: ModelSpec) -
     """
     if spec.resources.pool == "gpu" and not GPU.exists():
         return "not tried here: the model wants a GPU, and this machine has none"
-    python = model_packages(settings).python(Lock((bundle / LOCK).read_text(encoding="utf-8")))
     samples = parse_samples((bundle / "samples.jsonl").read_text(), str(shown / "samples.jsonl"))
+    with served(settings, bundle, shown, spec) as (url, seconds):
+        try:
+            count = verify(url, spec.name, samples)
+        except VerificationFailed as error:
+            raise SpecInvalid(f"{shown}: {error}") from error
+    return f"tried: a server was ready after {seconds:.1f} s and answered {count} golden requests as they say"
+
+
+@contextmanager
+def served(settings: Settings, bundle: Path, shown: Path, spec: ModelSpec) -> Iterator[tuple[str, float]]:
+    """A server of the bundle's folder, in the environment of its lock: its URL, and the seconds it took to
+    start.
+
+    Raises SpecInvalid in one line when it does not start.
+    """
+    python = model_packages(settings).python(Lock((bundle / LOCK).read_text(encoding="utf-8")))
     sealed = subprocess.run(
         [python, "-m", "serving", "seal", str(bundle)],
         cwd=settings.repository, capture_output=True, text=True, check=False,
@@ -65,10 +82,7 @@ def try_bundle(settings: Settings, bundle: Path, shown: Path, spec: ModelSpec) -
         try:
             url = f"http://{LOOPBACK}:{port}"
             _await(server, url, log, began + spec.resources.start_seconds, bundle, shown)
-            started = time.monotonic() - began
-            count = verify(url, spec.name, samples)
-        except VerificationFailed as error:
-            raise SpecInvalid(f"{shown}: {error}") from error
+            yield url, time.monotonic() - began
         finally:
             server.terminate()
             try:
@@ -78,7 +92,6 @@ def try_bundle(settings: Settings, bundle: Path, shown: Path, spec: ModelSpec) -
                 server.wait()
     finally:
         log.unlink(missing_ok=True)
-    return f"tried: a server was ready after {started:.1f} s and answered {count} golden requests as they say"
 
 
 def _await(

@@ -8,7 +8,9 @@ is added or lost, and the next observed window covers the gap.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
+from itertools import pairwise
 from typing import NoReturn
 
 from flows.domain.errors import (
@@ -29,6 +31,7 @@ from flows.domain.release import release_name
 from flows.domain.routes import Routes
 from flows.steps import hotfix
 from flows.steps.restore import condemnation, stay
+from flows.steps.truths import Truths
 from flows.wiring import ControlPlane
 
 Judge = Callable[[Sequence[Window]], Verdict]
@@ -70,22 +73,22 @@ def watch(
     missing, PromotionLost when somebody else took the turn.
     """
     _refuse_the_condemned(plane, promotion)
-    record = Record(plane, promotion, weight)
-    while True:
-        verdict = record.next_window(policy.window_seconds, lambda windows: judge(policy, windows))
-        show(record.windows[-1], verdict)
-        if verdict.outcome == "rollback" and verdict.kind == "reject":
-            raise PromotionRejected(verdict.sentence)
-        if verdict.outcome == "rollback":
-            raise PromotionUnproven(verdict.sentence)
-        if verdict.outcome == "keep":
-            _keep(plane, promotion, verdict)
-        # Paused, or with somebody else's hands on the route: judged as ever, but it never goes on.
-        if verdict.outcome == "advance" and not record.held:
-            if may_go_on():
-                return verdict
-            if verdict.expired:
-                _unapproved(plane, promotion, policy, verdict)
+    with closing(Record(plane, promotion, weight, policy)) as record:
+        while True:
+            verdict = record.next_window(policy.window_seconds, lambda windows: judge(policy, windows))
+            show(record.windows[-1], verdict)
+            if verdict.outcome == "rollback" and verdict.kind == "reject":
+                raise PromotionRejected(verdict.sentence)
+            if verdict.outcome == "rollback":
+                raise PromotionUnproven(verdict.sentence)
+            if verdict.outcome == "keep":
+                _keep(plane, promotion, verdict)
+            # Paused, or with somebody else's hands on the route: judged as ever, but it never goes on.
+            if verdict.outcome == "advance" and not record.held:
+                if may_go_on():
+                    return verdict
+                if verdict.expired:
+                    _unapproved(plane, promotion, policy, verdict)
 
 
 def watch_on(
@@ -139,12 +142,22 @@ def _unapproved(
 
 
 class Record:
-    """A promotion's windows: the stored ones, and the ones to come."""
+    """A promotion's windows: the stored ones, and the ones to come. With a policy also those counts that a
+    model asks for."""
 
-    def __init__(self, plane: ControlPlane, promotion: Promotion, weight: int) -> None:
+    def __init__(
+        self,
+        plane: ControlPlane,
+        promotion: Promotion,
+        weight: int,
+        policy: PromotionPolicy | None = None,
+    ) -> None:
         self._plane = plane
         self._promotion = promotion
         self._weight = weight
+        self._metrics = policy.metrics if policy is not None else ()
+        self._outcomes = policy.outcomes if policy is not None else None
+        self._truths: Truths | None = None
         stored = plane.registry.windows(promotion)
         self.windows = [Window.from_json(window.content) for window in stored]
         self.ramp = sum(not window.watching for window in stored)
@@ -160,6 +173,10 @@ class Record:
     def held(self) -> bool:
         """A person has paused the promotion, or changed the route."""
         return self._paused or self._conflict is not None
+
+    def close(self) -> None:
+        if self._truths is not None:
+            self._truths.close()
 
     def next_window(self, seconds: float, judging: Judge) -> Verdict:
         """Wait, count, judge, store; the verdict. Raises PromotionLost when the promotion is not ours."""
@@ -194,10 +211,30 @@ class Record:
         try:
             standing = self._plane.registry.standing(self._promotion.model)
             names = [release.name for release in standing.releases if release.in_service]
-            return self._plane.counters.snapshot(names, earlier)
+            snapshot = self._plane.counters.snapshot(names, earlier, self._metrics)
         except DependencyDown as error:
             self._trouble = str(error)
             return None
+        if self._outcomes is not None and self._truths is None and standing.stable is not None:
+            self._truths = Truths(
+                self._plane.settings.redis_url,
+                self._outcomes,
+                release_name(standing.model, self._promotion.version),
+                standing.stable.name,
+                self._shifts(),
+            )
+        return snapshot if self._truths is None else self._truths.joined(snapshot)
+
+    def _shifts(self) -> list[float]:
+        """When the weight has changed, the last time just now."""
+        shifts = [
+            later.start
+            for earlier, later in pairwise(self.windows[: self.ramp])
+            if earlier.weight != later.weight
+        ]
+        if self.windows and self.windows[-1].weight != self._weight:
+            shifts.append(max(self.windows[-1].end, self._plane.clock.time()))
+        return shifts
 
     def _standing(self) -> Standing:
         """The model's rows, after a look at the lease, the pause and the route."""

@@ -23,7 +23,8 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
-    epilog="Start here: modelserve up, modelserve register FOLDER, modelserve promote MODEL 1",
+    epilog="Start here: modelserve up, modelserve init NAME --from FILE, modelserve register NAME, "
+    "modelserve promote NAME 1",
 )
 NO_TERMINAL_WIDTH = 120
 # What others said is printed as they said it: `:x:` is no cross here, `[foo]` no style.
@@ -33,8 +34,15 @@ errors = Console(stderr=True, highlight=False, emoji=False)
 Model = Annotated[str, typer.Argument(help="The model's name, as in its model.yaml.", show_default=False)]
 Folder = Annotated[Path, typer.Argument(help="The model's folder, with model.yaml.", show_default=False)]
 Artifacts = Annotated[
-    list[Path] | None,
-    typer.Argument(help="Trained files or folders that lie elsewhere.", show_default=False),
+    list[str] | None,
+    typer.Argument(
+        help="Trained files or folders that lie elsewhere: paths, s3://BUCKET/KEY, https://… with --digest, "
+        "models:/NAME/VERSION and runs:/RUN/PATH (MLflow), hf://ORG/REPOSITORY@COMMIT.",
+        show_default=False,
+    ),
+]
+Digest = Annotated[
+    str | None, typer.Option(help="sha256:…, what the file at an address has to be.", show_default=False)
 ]
 Version = Annotated[int, typer.Argument(help="The registered version.", min=1, show_default=False)]
 
@@ -46,7 +54,7 @@ def say(line: str) -> None:
 
 BEGIN_HERE = frozenset({"up", "demo", "prepare"})
 """Verbs that make a state folder where they are called; every other one looks for a stack that is there."""
-WORK_ALONE = frozenset({"check"})
+WORK_ALONE = frozenset({"check", "init"})
 """Verbs that use the folder of a stack where there is one, for what is cached there."""
 NEED_NO_STACK = frozenset({"traffic"})
 
@@ -125,17 +133,23 @@ def status() -> None:
 
 
 @app.command("prepare", rich_help_panel="This machine")
-def prepare_images() -> None:
+def prepare_images(
+    database: Annotated[
+        bool, typer.Option("--database", help="Only fetch the scanner's vulnerability database.")
+    ] = False,
+) -> None:
     """Make what images are built on: base system and Python packages. Once, about three minutes."""
     from flows.domain.spec import ScanPolicy
     from flows.wiring import image_builder, scanner
 
     chosen = settings()
-    runtime = image_builder(chosen).prepare(progress=say)
     trivy = scanner(chosen)
+    runtime = "" if database else image_builder(chosen).prepare(progress=say)
     problem = trivy.refresh(progress=say)
     if problem:
         say(f"scanner: no vulnerability database could be downloaded: {problem}")
+    if database:
+        raise typer.Exit(1 if problem else 0)
     # What is known of these layers is kept: a release's scan then reads the release's own layer only.
     say("scanner: reading what all images share (about a minute the first time)")
     say(trivy.scan(runtime, ScanPolicy(mode="record")).sentence)
@@ -148,6 +162,7 @@ def prepare_images() -> None:
 def register(
     folder: Folder,
     artifacts: Artifacts = None,
+    digest: Digest = None,
     version: Annotated[
         int | None, typer.Option(help="Version number; the next free one if not given.", min=1)
     ] = None,
@@ -166,28 +181,75 @@ def register(
     """Check a model, put its bundle into the artifact store and add it to the registry as a release.
 
     The bundle is everything in FOLDER, but what [bold].modelserveignore[/] (as .gitignore) leaves out. One
-    ARTIFACT takes the name that serving.runtime.file wants; several keep their own.
+    ARTIFACT takes the name that serving.runtime.file wants; several keep their own. What has an address is
+    downloaded once, into the bundle.
     """
+    from flows.steps.fetching import at_hand
     from flows.steps.registration import register_release
 
-    release = register_release(plane(), folder, artifacts or (), version, training, holdout, say, tried=tried)
+    control = plane()
+    with at_hand(control.settings, artifacts or (), digest, say) as paths:
+        release = register_release(control, folder, paths, version, training, holdout, say, tried=tried)
     say(f"registered {release.name} (sha256 {release.sha256[:12]}…)")
     say(f"next: modelserve promote {release.model} {release.version} --watch")
+
+
+@app.command(rich_help_panel="Releases")
+def init(
+    name: Annotated[str, typer.Argument(help="What the model will be called.", show_default=False)],
+    source: Annotated[str, typer.Option("--from", help="The trained model: a file, a folder or an address.")],
+    digest: Digest = None,
+    into: Annotated[
+        Path | None, typer.Option(help="The folder to write; NAME, here, if not given.", show_default=False)
+    ] = None,
+    trust_pickle: Annotated[
+        bool, typer.Option("--trust-pickle", help="Read a pickle. It can run anything: only your own.")
+    ] = False,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--input",
+            help="What it takes, NAME:TYPE:SHAPE, where its file does not tell.",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Write a model's folder from its trained file: model.yaml, samples.jsonl with real answers, a handler.
+
+    Looks into ONNX, .pt2, TorchScript, safetensors, skops, joblib, XGBoost, LightGBM, and folders of
+    TensorFlow, MLflow and Hugging Face, with the packages that the release will have, and says what it had to
+    guess. Needs no stack, overwrites nothing.
+    """
+    from flows.steps.drafting import make_folder
+    from flows.steps.fetching import at_hand
+
+    chosen, folder = settings(), into or Path(name)
+    with at_hand(chosen, [source], digest, say) as (path,):
+        whole = make_folder(chosen, name, path, folder, say, trust_pickle=trust_pickle, inputs=inputs or ())
+    if not whole:
+        raise typer.Exit(1)
+    say(f"next: modelserve check {folder}; modelserve register {folder}")
 
 
 @app.command(rich_help_panel="Releases")
 def check(
     folder: Folder,
     artifacts: Artifacts = None,
+    digest: Digest = None,
 ) -> None:
     """Do all that `register` does before it stores anything: needs no stack, says in a line what is wrong.
 
     A server is started from the bundle, with the packages that it asks for and no others, and is asked the
     requests of samples.jsonl.
     """
+    from flows.steps.fetching import at_hand
     from flows.steps.registration import checked_bundle
 
-    with checked_bundle(settings(), folder, artifacts or (), (), say, tried=True):
+    chosen = settings()
+    with (
+        at_hand(chosen, artifacts or (), digest, say) as paths,
+        checked_bundle(chosen, folder, paths, (), say, tried=True),
+    ):
         say(f"{folder}: nothing is wrong")
 
 
@@ -223,7 +285,7 @@ def promote(
     if reason and not hotfix:
         raise typer.BadParameter("--reason is recorded of a --hotfix only")
     control = plane()
-    started = start_promotion(control, model, version, (who, reason) if hotfix else None)
+    started = start_promotion(control, model, version, (who, reason) if hotfix else None, say=say)
     how = "is under way already, this joins it" if started.joined else "started"
     say(f"promotion of {model} v{version} {how}: {started.url}")
     if hotfix:
@@ -509,3 +571,7 @@ def main() -> None:
     except ModelServeError as error:
         errors.print(f"[bold red]error:[/] {escape(' '.join(str(error).split()))}")
         sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from serving.arrays import Array
-from serving.errors import StartupError
+from serving.runtimes.loading import loading
 from serving.spec import ModelFile
 
 
@@ -37,7 +37,7 @@ class RowRuntime(Protocol):
 def make_runtime(model: ModelFile, folder: Path) -> TensorRuntime | RowRuntime:
     """Load the model of a verified bundle. StartupError when the runtime is missing or cannot load it."""
     kind = model.serving.runtime.kind
-    try:
+    with loading(kind, folder):
         if kind == "handler":
             from serving.runtimes.handler import HandlerRuntime
 
@@ -62,15 +62,14 @@ def make_runtime(model: ModelFile, folder: Path) -> TensorRuntime | RowRuntime:
             from serving.runtimes.trees import LightgbmRuntime
 
             return LightgbmRuntime(model, folder)
+        if kind == "mlflow":
+            from serving.runtimes.mlflow import MlflowRuntime
+
+            return MlflowRuntime(model, folder)
+        if kind == "huggingface":
+            from serving.runtimes.huggingface import HuggingFaceRuntime
+
+            return HuggingFaceRuntime(model, folder)
         from serving.runtimes.tensorflow import TensorFlowRuntime
 
         return TensorFlowRuntime(model, folder)
-    except StartupError:
-        raise
-    except ModuleNotFoundError as error:
-        raise StartupError(
-            f"{folder}: the runtime {kind} needs the package {error.name!r}; name it in requirements.txt"
-        ) from error
-    except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:400]
-        raise StartupError(f"{folder}: the model does not load with the runtime {kind} ({reason})") from error

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from serving.arrays import Array
-from serving.errors import StartupError
+from serving.errors import PackageNeeded, StartupError
 from serving.runtimes.columns import Table, in_order, on_cpu
 from serving.spec import Column, ModelFile
 
@@ -30,7 +30,7 @@ class SklearnRuntime:
         spec = model.serving.runtime
         assert spec.file is not None
         on_cpu(spec)
-        self._estimator = _read(folder / spec.file, trust_pickle=spec.trust_pickle)
+        self._estimator = read_estimator(folder / spec.file, trust_pickle=spec.trust_pickle)
         names = getattr(self._estimator, "feature_names_in_", None)
         self._table = Table(model, None if names is None else [str(name) for name in names])
         self._calls = [_call(self._estimator, column) for column in model.signature.outputs]
@@ -76,7 +76,9 @@ def _second(answer: Array) -> Array:
     return answer[:, 1]
 
 
-def _read(path: Path, *, trust_pickle: bool) -> Any:
+def read_estimator(path: Path, *, trust_pickle: bool) -> Any:
+    """The estimator of a file. StartupError in one line when it is not to be read, or not with this
+    version."""
     if not path.is_file():
         raise StartupError(f"{path}: not there; name the model's file in serving.runtime.file")
     if path.suffix not in PICKLES:
@@ -104,8 +106,9 @@ def _read(path: Path, *, trust_pickle: bool) -> Any:
         try:
             return joblib.load(path)
         except InconsistentVersionWarning as error:
-            raise StartupError(
+            needed = f"scikit-learn=={error.original_sklearn_version}"
+            raise PackageNeeded(
                 f"{path}: written with scikit-learn {error.original_sklearn_version}, read with "
-                f"{error.current_sklearn_version}; put scikit-learn=={error.original_sklearn_version} into "
-                "requirements.txt"
+                f"{error.current_sklearn_version}; put {needed} into requirements.txt",
+                needed,
             ) from error

@@ -41,7 +41,7 @@ class PyTorchRuntime:
         self._broken: str | None = None
         self._names = [column.name for column in model.signature.outputs]
         self._dtype = None if spec.dtype == "float32" else getattr(torch, spec.dtype)
-        module = self._load(spec, folder)
+        module = load_module(spec, folder, self._device)
         wanted = ["inputs"] if spec.inputs == "stack" else [column.name for column in model.signature.inputs]
         order = argument_order(folder / (spec.file or ""), wanted, argument_names(module))
         self._order = order if order != sorted(order) else None
@@ -143,51 +143,66 @@ class PyTorchRuntime:
                 )
         return tensors
 
-    def _load(self, spec: RuntimeSpec, folder: Path) -> Any:
-        assert spec.file is not None
-        path = folder / spec.file
-        if not path.is_file():
-            raise StartupError(f"{path}: not there; name the model's file in serving.runtime.file")
-        form = detect_format(path) if spec.format == "auto" else spec.format
-        if form == "pt2":
-            return self._exported(path, spec.trust_pickle)
-        if form == "torchscript":
-            import warnings
 
-            with warnings.catch_warnings():
-                # The format is deprecated by its makers, and users still have files in it.
-                warnings.simplefilter("ignore", DeprecationWarning)
-                module: Any = torch.jit.load(str(path), map_location=self._device)  # type: ignore[no-untyped-call]
-            module.eval()
-        else:
-            module = self._from_state(path, folder, spec, form)
-        return module.to(self._device, self._dtype) if self._dtype is not None else module.to(self._device)
+def load_module(spec: RuntimeSpec, folder: Path, device: str = "cpu") -> Any:
+    """The module of a bundle's file on `device`, ready to be called with tensors. StartupError in one
+    line."""
+    assert spec.file is not None
+    path = folder / spec.file
+    if not path.is_file():
+        raise StartupError(f"{path}: not there; name the model's file in serving.runtime.file")
+    dtype = None if spec.dtype == "float32" else getattr(torch, spec.dtype)
+    form = detect_format(path) if spec.format == "auto" else spec.format
+    if form == "pt2":
+        return _exported(path, spec.trust_pickle, device, dtype)
+    if form == "torchscript":
+        import warnings
 
-    def _exported(self, path: Path, trust_pickle: bool) -> Any:
-        with contextlib.nullcontext() if trust_pickle else _without_pickle():
-            program = torch.export.load(path)
-        module = program.module()
-        if self._device == "cuda":
-            from torch.export.passes import move_to_device_pass
+        with warnings.catch_warnings():
+            # The format is deprecated by its makers, and users still have files in it.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            module: Any = torch.jit.load(str(path), map_location=device)  # type: ignore[no-untyped-call]
+        module.eval()
+    else:
+        module = _from_state(path, folder, spec, form)
+    return module.to(device, dtype) if dtype is not None else module.to(device)
 
-            module = move_to_device_pass(program, self._device).module()
-        return module.to(self._dtype) if self._dtype is not None else module
 
-    def _from_state(self, path: Path, folder: Path, spec: RuntimeSpec, form: str) -> Any:
-        build = getattr(import_handler(folder, spec.handler), "build", None)
-        if not callable(build):
-            raise StartupError(
-                f"{folder / spec.handler}: no function build() that returns the module for {path.name}"
-            )
-        module = build()
-        if form == "safetensors":
-            from safetensors.torch import load_file
+def read_program(path: Path, *, trust_pickle: bool) -> torch.export.ExportedProgram:
+    """An exported program, without pickle unless its owner says so."""
+    with contextlib.nullcontext() if trust_pickle else _without_pickle():
+        return torch.export.load(path)
 
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=not spec.trust_pickle)
-        module.load_state_dict(state)
-        return module.eval()
+
+def _exported(path: Path, trust_pickle: bool, device: str, dtype: torch.dtype | None) -> Any:
+    program = read_program(path, trust_pickle=trust_pickle)
+    module = program.module()
+    if device == "cuda":
+        from torch.export.passes import move_to_device_pass
+
+        module = move_to_device_pass(program, device).module()
+    return module.to(dtype) if dtype is not None else module
+
+
+def read_state(path: Path, form: str, *, trust_pickle: bool) -> dict[str, torch.Tensor]:
+    """Weights by name, of a state dict or of safetensors."""
+    if form == "safetensors":
+        from safetensors.torch import load_file
+
+        return dict(load_file(path))
+    state: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=not trust_pickle)
+    return state
+
+
+def _from_state(path: Path, folder: Path, spec: RuntimeSpec, form: str) -> Any:
+    build = getattr(import_handler(folder, spec.handler), "build", None)
+    if not callable(build):
+        raise StartupError(
+            f"{folder / spec.handler}: no function build() that returns the module for {path.name}"
+        )
+    module = build()
+    module.load_state_dict(read_state(path, form, trust_pickle=spec.trust_pickle))
+    return module.eval()
 
 
 def _tensor(array: Array) -> torch.Tensor:

@@ -67,13 +67,25 @@ def _offer_openmp() -> None:
             ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
 
 
+def read_xgboost(path: Path, threads: int) -> Any:
+    """A booster of XGBoost. StartupError for a file that is none."""
+    import xgboost
+
+    if path.suffix not in (".json", ".ubj"):
+        raise StartupError(f"{path}: save it as .json or .ubj (Booster.save_model)")
+    return xgboost.Booster({"nthread": threads}, model_file=str(path))
+
+
+def read_lightgbm(path: Path) -> Any:
+    _offer_openmp()
+    import lightgbm
+
+    return lightgbm.Booster(model_file=str(path))
+
+
 class XgboostRuntime(TreesRuntime):
     def _load(self, path: Path) -> list[str] | None:
-        import xgboost
-
-        if path.suffix not in (".json", ".ubj"):
-            raise StartupError(f"{path}: save it as .json or .ubj (Booster.save_model)")
-        self._booster: Any = xgboost.Booster({"nthread": self._threads}, model_file=str(path))
+        self._booster = read_xgboost(path, self._threads)
         names = self._booster.feature_names
         return None if names is None else [str(name) for name in names]
 
@@ -84,10 +96,7 @@ class XgboostRuntime(TreesRuntime):
 
 class LightgbmRuntime(TreesRuntime):
     def _load(self, path: Path) -> list[str] | None:
-        _offer_openmp()
-        import lightgbm
-
-        self._booster: Any = lightgbm.Booster(model_file=str(path))
+        self._booster = read_lightgbm(path)
         names = [str(name) for name in self._booster.feature_name()]
         return None if names == [f"Column_{place}" for place in range(len(names))] else names
 

@@ -64,7 +64,7 @@ def test_a_rollback_leads_to_no_release_that_has_proven_nothing(world: World) ->
         refused = world.modelserve("rollback", MODEL, "--to", str(version), check=False)
         assert refused.returncode == 1
         assert "has never been stable, or was rejected" in refused.stderr
-    for version, why in ((registered, "was never built"), (wrong, "golden request")):
+    for version, why in ((registered, "was never built"), (wrong, "failed sample 1")):
         refused = world.modelserve("rollback", MODEL, "--to", str(version), "--unproven", check=False)
         assert refused.returncode == 1
         assert why in refused.stderr

@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 
 import pytest
 
-from flows.domain.errors import ReleaseUnknown
 from flows.domain.promotion import (
     Promotion,
     Retreat,
@@ -107,8 +106,3 @@ def test_the_last_release_that_serves_stays_unless_that_is_meant() -> None:
     nobody = standing(release(1, Phase.REGISTERED))
     assert plan_emptying(nobody, "why") is None
     assert plan_retreat(nobody, State.ABORTED, "why", to=1) == Retreat(None, 1, State.ABORTED, "why")
-
-
-def test_a_rollback_to_an_unknown_version_names_the_known_ones() -> None:
-    with pytest.raises(ReleaseUnknown, match="registered versions: 1, 2"):
-        plan_retreat(SETTLED, State.ABORTED, "why", to=9)

@@ -33,6 +33,12 @@ class Unused:
         raise AssertionError(f"this test should not need {name!r}")
 
 
+class Scanner(Unused):
+    """Is ready for whatever a policy wants, and scans nothing."""
+
+    def ready(self, policy: object, progress: object = None) -> None: ...
+
+
 @pytest.fixture
 def platform() -> MemoryPlatform:
     return MemoryPlatform()
@@ -41,13 +47,14 @@ def platform() -> MemoryPlatform:
 @pytest.fixture
 def plane(registry: Registry, platform: MemoryPlatform, tmp_path: Path) -> ControlPlane:
     unused: Any = Unused()
+    scanner: Any = Scanner()
     return ControlPlane(
         settings=Settings(state=tmp_path / "state", lease_seconds=0.2, cooldown_seconds=60),
         registry=registry,
         platform=platform,
         artifacts=ArtifactStore((tmp_path / "artifacts").as_uri()),
         images=unused,
-        scanner=unused,
+        scanner=scanner,
         counters=unused,
         clock=time,
     )

@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
+import resource
 import shutil
 import subprocess
 import tarfile
@@ -18,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from flows.adapters.images import ImageBuilder, ImageRecipe
-from flows.adapters.images.engines import find_engine
+from flows.adapters.images.engines import _limits, find_engine
 from flows.adapters.scanner import Scanner
 from flows.domain.errors import ArtifactCorrupt, ImageFailed
 from flows.domain.release import Release
@@ -286,6 +288,22 @@ def test_a_docker_client_without_an_engine_is_told_apart(
     monkeypatch.setattr("shutil.which", lambda name: str(client) if name == "docker" else None)
     with pytest.raises(ImageFailed, match="no Docker engine answers"):
         find_engine(tmp_path)
+
+
+@pytest.mark.parametrize(("hard", "most"), [(resource.RLIM_INFINITY, "1024"), (96_364, "1024"), (512, "512")])
+def test_a_build_lowers_limits_and_raises_none(hard: int, most: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Raising them, even to what this process has, is refused where Buildah has lowered them before."""
+    monkeypatch.setattr("resource.getrlimit", lambda _: (512, hard))
+    assert _limits()[:2] == ["--ulimit", f"nofile={most}:{most}"]
+
+
+@pytest.mark.parametrize("name", ["serving/Containerfile", "flows/Containerfile"])
+def test_no_stage_that_runs_something_declares_an_argument(name: str) -> None:
+    """Buildah would write the argument before the command into the history, and Trivy read none of it."""
+    stages = re.split(r"^FROM ", (ROOT / name).read_text(), flags=re.MULTILINE)[1:]
+    words = [set(re.findall(r"^([A-Z]+) ", stage, re.MULTILINE)) for stage in stages]
+    assert any("RUN" in found for found in words)
+    assert not [found for found in words if {"RUN", "ARG"} <= found]
 
 
 def test_the_real_recipe_is_clean_for_hadolint() -> None:

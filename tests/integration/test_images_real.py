@@ -78,7 +78,7 @@ def test_what_was_scanned_answers_as_nobody_on_a_read_only_disk(
     report = scanner.scan(builder.layout(release), ScanPolicy(mode="record"))
     report.enforce()
     assert report.image == reference.partition("@")[2]
-    assert report.system.startswith("debian 12")
+    assert report.system.startswith(("debian 12", "debian 13", "ubuntu 24.04"))
     assert report.sbom is not None
     components = json.loads(Path(report.sbom).read_text())["components"]
     names = {component["name"] for component in components}

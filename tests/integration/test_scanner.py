@@ -5,18 +5,20 @@ The database is a real one with made-up findings, written by `trivy/generate.go`
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
 import json
 import shutil
 import tarfile
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
 from flows.adapters.scanner import Scanner
-from flows.domain.errors import ScanRefused
+from flows.domain.errors import ScanImpossible, ScanRefused
 from flows.domain.spec import ScanPolicy
 
 DATABASE = Path(__file__).parent / "trivy" / "db"
@@ -207,3 +209,84 @@ def test_a_failed_download_says_why_and_keeps_the_database(scanner: Scanner, tmp
     assert why
     assert "\n" not in why
     assert (tmp_path / "cache" / "db" / "trivy.db").read_bytes() == before
+    report = scanner.scan(image(tmp_path / "layout", DEBIAN), ScanPolicy())
+    assert "vulnerability" in report.ran, "Trivy has forgotten the database that it could not replace"
+
+
+def test_a_download_takes_the_old_ones_place_whole_and_only_when_it_is_due(tmp_path: Path) -> None:
+    """The download itself is played: there is no such database to be had on every machine."""
+    program = tmp_path / "trivy"
+    program.write_text(
+        f'#!/bin/sh\nwhile [ $# -gt 1 ]; do shift; done\ncp -r {DATABASE} "$1/db"\n'
+        f"echo . >> {tmp_path}/downloads\n"
+    )
+    program.chmod(0o755)
+    cache = tmp_path / "cache"
+    (cache / "db").mkdir(parents=True)
+    (cache / "db" / "metadata.json").write_text("{")
+    loading = Scanner(cache, tmp_path / "reports", program)
+    assert loading.refresh() == ""
+    assert sorted(path.name for path in (cache / "db").iterdir()) == ["metadata.json", "trivy.db"]
+    metadata = json.loads((cache / "db" / "metadata.json").read_text())
+    assert not list(cache.glob("fetching-*")), "the folder of the download is left"
+    metadata["NextUpdate"] = "2999-01-01T00:00:00.123456789Z"
+    (cache / "db" / "metadata.json").write_text(json.dumps(metadata))
+    assert loading.refresh() == ""
+    assert (tmp_path / "downloads").read_text().count(".") == 1
+    metadata["NextUpdate"] = "2020-01-01T00:00:00Z"
+    (cache / "db" / "metadata.json").write_text(json.dumps(metadata))
+    assert loading.refresh() == ""
+    assert (tmp_path / "downloads").read_text().count(".") == 2
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wherever the tests run: Trivy asks a proxy that is not there."""
+    monkeypatch.setenv("HTTPS_PROXY", "http://127.0.0.1:1")
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+
+
+@pytest.mark.usefixtures("no_network")
+def test_without_database_and_network_a_policy_that_requires_one_is_told_at_once(offline: Scanner) -> None:
+    said: list[str] = []
+    with pytest.raises(ScanImpossible) as refused:
+        offline.ready(ScanPolicy(), said.append)
+    assert said == ["scanner: downloading the vulnerability database"]
+    message = str(refused.value)
+    assert "\n" not in message
+    assert "nothing was built" in message
+    assert "connect: connection refused" in message, "the cause is not named"
+    for way_out in ("modelserve prepare --database", "copy the folder", "scan.mode to record"):
+        assert way_out in message
+
+
+@pytest.mark.usefixtures("no_network")
+def test_nothing_is_fetched_that_is_there_or_not_required(scanner: Scanner, tmp_path: Path) -> None:
+    said: list[str] = []
+    scanner.ready(ScanPolicy(), said.append)
+    Scanner(tmp_path / "empty", tmp_path / "reports").ready(ScanPolicy(mode="record"), said.append)
+    assert said == []
+
+
+def test_a_database_that_somebody_else_is_fetching_is_waited_for(tmp_path: Path) -> None:
+    """`up` fetches it in the background; a promotion that begins meanwhile takes what arrives."""
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    ready: list[BaseException | None] = []
+
+    def wait() -> None:
+        try:
+            Scanner(cache, tmp_path / "reports").ready(ScanPolicy())
+            ready.append(None)
+        except BaseException as error:
+            ready.append(error)
+
+    with (cache / "fetching").open("w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        waiting = threading.Thread(target=wait)
+        waiting.start()
+        waiting.join(0.5)
+        assert waiting.is_alive(), "it did not wait for the download that is under way"
+        shutil.copytree(DATABASE, cache / "db")
+    waiting.join(60)
+    assert ready == [None]

@@ -24,7 +24,7 @@ import pytest
 import redis
 
 from flows.adapters.local import LocalPlatform
-from flows.adapters.stack import Supervisor, down, status, up
+from flows.adapters.stack import Supervisor, beside, down, status, up
 from flows.adapters.stack.files import MARK
 from flows.adapters.stack.processes import members
 from flows.domain.errors import DependencyDown, PortTaken
@@ -463,5 +463,17 @@ def test_the_bootstrap_runs_between_the_prefect_server_and_its_worker(settings: 
         cursor.execute("select name from work_pool")
         assert cursor.fetchall() == [(settings.work_pool,)]
     connection.close()
+    down(settings)
+    assert members(settings.state) == []
+
+
+def test_what_runs_beside_the_stack_is_nobodys_child_and_ends_with_it(settings: Settings) -> None:
+    """As the download of the scanner's database: whoever has called `up` is long gone."""
+    settings.logs.mkdir(parents=True)
+    beside(settings, "scanner", ["sh", "-c", 'echo "state $MODELSERVE_STATE"; exec sleep 600'])
+    log = settings.logs / "scanner.log"
+    eventually(lambda: log.read_text() == f"state {settings.state}\n")
+    (process,) = eventually(lambda: [one for one in members(settings.state) if one.name() == "sleep"])
+    assert psutil.Process().pid not in {parent.pid for parent in process.parents()}
     down(settings)
     assert members(settings.state) == []

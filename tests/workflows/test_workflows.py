@@ -6,6 +6,7 @@ import importlib
 import re
 import shlex
 import subprocess
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import typer.main
 import yaml
+from packaging.specifiers import SpecifierSet
 
 REPOSITORY = Path(__file__).parents[2]
 FOLDER = REPOSITORY / ".github" / "workflows"
@@ -266,7 +268,12 @@ def test_versions_agree_with_what_is_used_here() -> None:
     }
     assert len(terraform) == 1
     python = {step["with"]["python-version"] for _, step in STEPS if "python-version" in step.get("with", {})}
-    assert python == {"3.11"}
+    assert python == {"3.11", "${{ matrix.python }}"}
+    tried = load(FOLDER / "ci.yml")["jobs"]["test"]["strategy"]["matrix"]["python"]
+    supported = SpecifierSet(
+        tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["requires-python"]
+    )
+    assert tried == [f"3.{minor}" for minor in range(30) if f"3.{minor}" in supported]
 
 
 def test_terraform_is_applied_only_after_an_approval() -> None:

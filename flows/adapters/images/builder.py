@@ -74,7 +74,11 @@ class ImageBuilder:
                 self._engine.prune()
             except ImageFailed as error:  # a running container holds an old image; it goes another time
                 progress(f"image: {error}")
-            progress(f"image: everything but the model is ready ({time.monotonic() - started:.0f} s)")
+            layers = oci.layer_bytes(self._layout, digest)
+            progress(
+                f"image: everything but the model is ready ({time.monotonic() - started:.0f} s): "
+                f"{sum(layers) / 1e6:.0f} MB, of which the largest layer {max(layers) / 1e6:.0f} MB"
+            )
             return f"{self._layout}@{digest}"
 
     def build(
@@ -167,7 +171,7 @@ class ImageBuilder:
             self._recipe.dependencies,
             self._recipe.constraints,
             device=device,
-            torch_index=dict(self._recipe.torch_index).get(device),
+            torch=self._recipe.torch,
             progress=progress,
         )
         return base
@@ -177,7 +181,7 @@ class ImageBuilder:
         if self._recipe.base == "scratch":
             return self._recipe.base
         record = self._cache / "base.json"
-        tag = f"{self._recipe.repository}/base:bookworm"
+        tag = f"{self._recipe.repository}/base:{PYTHON}"
         if record.is_file() and not refresh:
             known = json.loads(record.read_text(encoding="utf-8"))
             if known["asked"] == self._recipe.base and self._engine.exists(tag):
@@ -187,13 +191,11 @@ class ImageBuilder:
             progress(f"image: pulling the operating system base {resolved}")
             self._engine.pull(resolved, tag)
         else:
-            progress(
-                f"image: no registry has {self._recipe.base} for us; making a Debian base (about a minute)"
-            )
+            progress(f"image: no registry has {self._recipe.base} for us; making a base (about a minute)")
             with tempfile.TemporaryDirectory(dir=self._cache) as folder:
                 archive = Path(folder) / "base.tar"
                 run(
-                    [self._recipe.base_recipe / "base.sh", archive],
+                    [self._recipe.base_recipe / "base.sh", PYTHON, archive],
                     what="making the operating system base",
                     timeout=BASE_TIMEOUT_SECONDS,
                 )

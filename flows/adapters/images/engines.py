@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,8 @@ from flows.adapters.images.commands import run
 from flows.domain.errors import ImageFailed
 
 BUILD_TIMEOUT_SECONDS = 1800.0
+LIMITS = {"nofile": (resource.RLIMIT_NOFILE, 1024), "nproc": (resource.RLIMIT_NPROC, 4096)}
+"""Of the programs of a build: which limit, and what is enough for them."""
 COPY_TIMEOUT_SECONDS = 900.0
 QUICK_TIMEOUT_SECONDS = 60.0
 COPY_TO_LAYOUT = ("skopeo", "copy", "--quiet", "--dest-oci-accept-uncompressed-layers")
@@ -74,7 +77,7 @@ class Buildah:
         # time makes equal input equal bytes. `--force-rm`: a failed build leaves no half-full container.
         command: list[str | Path] = ["buildah", "build", "--quiet", "--isolation", "chroot", "--layers"]
         command += ["--force-rm", "--pull-never", "--skip-unused-stages=false", "--timestamp", "0"]
-        command += ["--file", containerfile, "--tag", tag]
+        command += ["--file", containerfile, "--tag", tag, *_limits()]
         command += ["--target", target] if target else []
         self._do([*command, *_build_arguments(arguments), context], f"building {tag}", BUILD_TIMEOUT_SECONDS)
 
@@ -200,6 +203,17 @@ class Docker:
 
     def _do(self, arguments: Sequence[str | Path], what: str, timeout: float) -> str:
         return run(arguments, what=what, timeout=timeout, environment={"DOCKER_BUILDKIT": "1"})
+
+
+def _limits() -> list[str]:
+    """Limits that may be set anywhere, since they lower what is there. Buildahs of some versions raise them
+    above the process's own, of others refuse to raise them to those again, and not everybody may."""
+    found = []
+    for name, (which, enough) in LIMITS.items():
+        hard = resource.getrlimit(which)[1]
+        most = enough if hard == resource.RLIM_INFINITY else min(hard, enough)
+        found += ["--ulimit", f"{name}={most}:{most}"]
+    return found
 
 
 def _build_arguments(arguments: Mapping[str, str]) -> list[str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from flows.adapters.images.wheelhouse import dependencies_of
+from flows.adapters.images.wheelhouse import PYTHON, TorchSource, dependencies_of
 
 Device = Literal["cpu", "cuda"]
 
@@ -19,15 +19,15 @@ class ImageRecipe:
     package: Path
     """Folder of the `serving` package."""
     base_recipe: Path
-    """Folder with `base.sh` and `base.Containerfile`."""
+    """Folder with `base.sh`, `base.Containerfile`, and what fetches torch."""
     dependencies: tuple[str, ...]
     """Requirements of the model server, as pip takes them."""
     constraints: Path
-    base: str = "python:3.11-slim-bookworm"
+    base: str = f"python:{PYTHON}-slim-bookworm"
     """Image under the server. A tag is resolved to its digest once; without a registry, `base.sh` runs."""
     repository: str = "localhost/modelserve"
-    torch_index: tuple[tuple[Device, str], ...] = ()
-    """Package index of PyTorch's builds for a device; without one, pip's own settings decide."""
+    torch: TorchSource | None = None
+    """Where torch comes from; None: an image without it."""
     name: str = "runtime"
     """What `prepare` makes, and the name of its tag."""
     beside: tuple[tuple[Path, str], ...] = ()
@@ -53,13 +53,21 @@ class ImageRecipe:
         )
 
     @classmethod
-    def of_project(cls, root: Path, extras: tuple[str, ...] = (), **changes: str) -> ImageRecipe:
+    def of_project(
+        cls,
+        root: Path,
+        extras: tuple[str, ...] = (),
+        *,
+        torch_index: str = TorchSource.index,
+        torch_fallback: bool = True,
+    ) -> ImageRecipe:
         """The recipe of a checkout of this project at `root`, with the dependencies of some of its extras."""
+        images = root / "infra" / "images"
         return cls(
             containerfile=root / "serving" / "Containerfile",
             package=root / "serving",
-            base_recipe=root / "infra" / "images",
+            base_recipe=images,
             dependencies=dependencies_of(root / "pyproject.toml", extras),
             constraints=root / "constraints.txt",
-            **changes,  # type: ignore[arg-type]
+            torch=TorchSource(images / "torch.sh", images / "torch.txt", torch_index, torch_fallback),
         )

@@ -1,9 +1,10 @@
 """Collects the model server's Python dependencies as wheels, outside the image build.
 
 The build itself then needs no network and no index settings: it installs exactly the wheels of
-`requirements.txt`, each by version and SHA-256. pip resolves markers for the interpreter that runs it,
-but the image's Python may be an older patch release (Debian's 3.11.2), so dependencies that only such an
-interpreter has (`async-timeout` of redis) are looked up in the wheels' own metadata and collected too.
+`requirements.txt`, each by version and SHA-256. The image has this machine's Python (`PYTHON`), since what a
+model's packages were checked with at registration is what must run. It may be an older patch release of it
+(Debian's 3.11.2) than the one whose markers pip resolves here, so dependencies that only such an interpreter
+has (`async-timeout` of redis) are looked up in the wheels' own metadata and collected too.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 import tomllib
 import zipfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -24,11 +26,26 @@ from packaging.utils import canonicalize_name, parse_wheel_filename
 from flows.adapters.images.commands import run
 from flows.domain.errors import ImageFailed
 
-PYTHON = "3.11"
+PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+"""Of this machine and of its images."""
 OLDEST = {"python_version": PYTHON, "python_full_version": f"{PYTHON}.0", "extra": ""}
 METADATA = re.compile(r"[^/]+\.dist-info/METADATA")
 """The wheel's own; a package may carry others' deeper inside."""
+CUDA = ("nvidia-", "cuda-")
+"""How the names of packages begin that only a GPU needs."""
 PIP_TIMEOUT_SECONDS = 1800.0
+
+
+@dataclass(frozen=True)
+class TorchSource:
+    """Where torch comes from. `script` is `infra/images/torch.sh`, `digests` its list of builds."""
+
+    script: Path
+    digests: Path
+    index: str = "https://download.pytorch.org/whl/cpu"
+    """Package index of the builds for CPUs; empty: pip's own settings alone."""
+    fallback: bool = True
+    """Whether an image for CPUs may have another build, and CUDA with it, where the index gives none."""
 
 
 def dependencies_of(
@@ -54,15 +71,16 @@ def collect(
     constraints: Path,
     *,
     device: str,
-    torch_index: str | None = None,
+    torch: TorchSource | None = None,
     progress: Callable[[str], None],
 ) -> None:
     """Fill `folder` with wheels, `requirements.txt` that pins each, and `pip/` with pip's own wheel.
 
-    A folder that was filled from the same input is left as it is. `torch_index` is the package index of
-    PyTorch's builds for `device`; without one, pip's own settings decide which build is taken.
+    A folder that was filled from the same input is left as it is. Without `torch`, and for requirements that
+    do not name it, pip's own settings decide alone. Raises ImageFailed, also for an image for CPUs that would
+    carry CUDA without need.
     """
-    inputs = _digest_of_inputs(requirements, constraints, device, torch_index)
+    inputs = _digest_of_inputs(requirements, constraints, device, torch)
     stamp = folder / "inputs.sha256"
     if stamp.is_file() and stamp.read_text(encoding="utf-8") == inputs:
         return
@@ -73,14 +91,17 @@ def collect(
     if requirements:
         pinned = partial / "constraints.txt"
         shutil.copyfile(constraints, pinned)
-        if torch_index is not None:
-            _pip(partial, ["torch"], pinned, "--no-deps", "--index-url", torch_index)
+        if torch is not None and "torch" in {
+            canonicalize_name(Requirement(one).name) for one in requirements
+        }:
+            _fetch_torch(partial, device, torch)
             _pin(pinned, partial)
         wanted = list(requirements)
         while wanted:
             _pip(partial, wanted, pinned)
             wanted = missing_for_oldest(partial)
-        _refuse_wrong_torch(partial, device)
+        if device == "cpu":
+            _refuse_cuda(partial, torch is None or torch.fallback, progress)
         _pip(partial / "pip", ["pip"], pinned, "--no-deps")
     (partial / "requirements.txt").write_text(lock(partial), encoding="utf-8")
     (partial / stamp.name).write_text(inputs, encoding="utf-8")
@@ -125,32 +146,50 @@ def _requires(wheel: Path) -> list[str]:
 
 def _pip(folder: Path, requirements: Sequence[str], constraints: Path, *options: str) -> None:
     command: list[str | Path] = [sys.executable, "-m", "pip", "wheel", "--wheel-dir", folder]
-    if sys.version_info[:2] != (3, 11):
-        # A wheel for the image's interpreter cannot be built by another one, only downloaded.
-        command = [sys.executable, "-m", "pip", "download", "--dest", folder]
-        command += ["--only-binary=:all:", "--python-version", PYTHON]
     command += ["--quiet", "--find-links", folder, "--constraint", constraints, *options, *requirements]
     run(command, what="collecting the Python dependencies of the image", timeout=PIP_TIMEOUT_SECONDS)
 
 
+def _fetch_torch(folder: Path, device: str, torch: TorchSource) -> None:
+    pip: list[str | Path] = [sys.executable, "-m", "pip", "download", "--dest", folder]
+    run(
+        [torch.script, torch.digests, device, *pip],
+        what=f"fetching torch for {'GPUs' if device == 'cuda' else 'CPUs'}",
+        timeout=PIP_TIMEOUT_SECONDS,
+        environment={
+            "MODELSERVE_TORCH_INDEX": torch.index,
+            "MODELSERVE_TORCH_FALLBACK": str(torch.fallback).lower(),
+        },
+    )
+
+
 def _pin(constraints: Path, folder: Path) -> None:
-    """Hold torch to the build that its own index gave, local version label included."""
+    """Hold torch to the build that was fetched, to the letter: `==2.13.0` would also mean `2.13.0+cpu`."""
     (wheel,) = folder.glob("torch-*.whl")
     version = parse_wheel_filename(wheel.name)[1]
     lines = [line for line in constraints.read_text(encoding="utf-8").splitlines() if line[:7] != "torch=="]
-    constraints.write_text("\n".join([*lines, f"torch=={version}"]) + "\n", encoding="utf-8")
+    constraints.write_text("\n".join([*lines, f"torch==={version}"]) + "\n", encoding="utf-8")
 
 
-def _refuse_wrong_torch(folder: Path, device: str) -> None:
-    for wheel in folder.glob("torch-*.whl"):
-        if device == "cuda" and parse_wheel_filename(wheel.name)[1].local == "cpu":
-            raise ImageFailed(
-                f"{wheel.name} cannot use a GPU; set the package index of PyTorch's CUDA builds and try again"
-            )
+def _refuse_cuda(folder: Path, allowed: bool, progress: Callable[[str], None]) -> None:
+    """Gigabytes that no CPU uses, to be scanned, pushed and pulled: only where nothing else is to be had."""
+    wheels = {parse_wheel_filename(wheel.name)[:2]: wheel for wheel in folder.glob("*.whl")}
+    cuda = sorted(name for name, _ in wheels if name.startswith(CUDA))
+    if not cuda:
+        return
+    size = sum(wheel.stat().st_size for (name, _), wheel in wheels.items() if name in cuda) / 1e6
+    what = f"{len(cuda)} packages of CUDA ({cuda[0]}, …; {size:.0f} MB packed)"
+    cure = "let MODELSERVE_TORCH_INDEX name an index of torch's builds for CPUs that can be reached"
+    if any(name == "torch" and version.local == "cpu" for name, version in wheels):
+        raise ImageFailed(f"an image for CPUs would carry {what}, which a dependency brings; leave that out")
+    if not allowed:
+        raise ImageFailed(f"an image for CPUs would carry {what}: {cure}")
+    progress(f"image: no build of torch for CPUs was to be had, so this image carries {what}; {cure}")
 
 
 def _digest_of_inputs(
-    requirements: Sequence[str], constraints: Path, device: str, torch_index: str | None
+    requirements: Sequence[str], constraints: Path, device: str, torch: TorchSource | None
 ) -> str:
-    text = "\n".join([*sorted(requirements), device, torch_index or "", sys.version])
+    source = [] if torch is None else [torch.index, str(torch.fallback), torch.digests.read_text("utf-8")]
+    text = "\n".join([*sorted(requirements), device, *source, sys.version])
     return hashlib.sha256(text.encode() + constraints.read_bytes()).hexdigest()

@@ -24,8 +24,12 @@ from flows.adapters.packages.requirements import Wanted, wanted_packages
 from flows.domain.errors import PackagesRefused
 
 LOCK = "packages.lock"
-KINDS = ("onnx", "sklearn", "xgboost", "lightgbm", "safetensors", "tensorflow")
+KINDS = ("onnx", "sklearn", "xgboost", "lightgbm", "safetensors", "tensorflow", "mlflow", "huggingface")
 """Kinds of runtimes with packages of their own; extras of this project have the same names."""
+SLIM = {"mlflow": "mlflow-skinny"}
+"""What a kind brings in place of a package: MLflow's server has pins that ours does not share, and reading
+a model
+needs none of it."""
 PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 PIP_TIMEOUT_SECONDS = 1800.0
 CAUSE = re.compile(r"^\s+(?P<who>\S.*?) depends on (?P<what>\S+)")
@@ -72,12 +76,15 @@ class Packages:
         self._extras = extras
         self._pins = pins
 
-    def lock(self, folder: Path, shown: Path, kind: str) -> Lock:
+    def lock(self, folder: Path, shown: Path, kind: str, listed: str = "requirements.txt") -> Lock:
         """What a bundle's folder and its kind of runtime ask for, resolved. Raises PackagesRefused.
 
-        A package of the kind's has the version that the folder wants, and without a word this project's pin.
+        `listed` is the file with requirements in the folder. A package of the kind's has the version that
+        the folder wants, and without a word this project's pin.
         """
-        wanted = wanted_packages(folder, shown)
+        wanted = wanted_packages(folder, shown, listed)
+        if kind in SLIM:
+            wanted = [one for one in wanted if canonicalize_name(one.requirement.name) != kind]
         own = versions(own_packages(self._dependencies))
         for one in wanted:
             _refuse_conflict(one, own)
@@ -89,6 +96,24 @@ class Packages:
         lines = [] if not wanted else self._resolve(wanted, own, named)
         head = f"# Python {PYTHON}. Written at registration; the server's own packages are not in it."
         return Lock("".join(f"{line}\n" for line in (head, *lines)))
+
+    def fitting(self, path: Path, kind: str) -> tuple[list[str], list[str]]:
+        """Lines of a file with requirements that the server's own packages allow, and words on those they
+        do not.
+
+        What is written by a training names each version that happened to be there.
+        """
+        own = versions(own_packages(self._dependencies))
+        kept, refused = [], []
+        for one in wanted_packages(path.parent, path.parent, path.name):
+            name = canonicalize_name(one.requirement.name)
+            if name in own and not one.requirement.specifier.contains(own[name], prereleases=True):
+                refused.append(f"{one.requirement} (the server has {own[name]})")
+            elif name == kind and kind in SLIM:
+                refused.append(f"{one.requirement} ({SLIM[kind]} takes its place)")
+            else:
+                kept.append(str(one.requirement))
+        return kept, refused
 
     def wheels(self, lock: Lock) -> Path:
         """A folder with the wheels of a lock and `requirements.txt`; fetched once, proved by digest."""

@@ -24,14 +24,15 @@ class Wanted:
     place: str
 
 
-def wanted_packages(folder: Path, shown: Path) -> list[Wanted]:
+def wanted_packages(folder: Path, shown: Path, listed: str = "requirements.txt") -> list[Wanted]:
     """The requirements of the folder; none when it has no such file. `shown` is its name in messages.
 
-    `requirements.txt` goes before `pyproject.toml`; beside that, `uv.lock` gives the exact versions. Raises
+    `listed` (requirements.txt) goes before `pyproject.toml`; beside that, `uv.lock` gives the exact
+    versions. Raises
     PackagesRefused for a line that is no plain requirement: a URL, a path, an option.
     """
-    if (folder / "requirements.txt").is_file():
-        return _listed(folder / "requirements.txt", shown / "requirements.txt")
+    if (folder / listed).is_file():
+        return _listed(folder / listed, shown / listed)
     project = folder / "pyproject.toml"
     if not project.is_file():
         return []

@@ -13,9 +13,10 @@ import contextlib
 import fcntl
 import os
 import stat
+import subprocess
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from flows.adapters.stack.supervision import LIVING_STATES, Supervisor
 from flows.domain.errors import DependencyDown, ModelServeError
 from flows.settings import Settings
 
-__all__ = ["PartStatus", "Supervisor", "down", "status", "up"]
+__all__ = ["PartStatus", "Supervisor", "beside", "down", "status", "up"]
 
 Say = Callable[[str], None]
 """Takes one line of progress."""
@@ -113,6 +114,20 @@ def _up(settings: Settings, parts: list[Part], say: Say, bootstrap: Bootstrap | 
         if fresh:
             _down(settings, _silence)
         raise
+
+
+def beside(settings: Settings, name: str, command: Sequence[str]) -> None:
+    """Run a program to its own end beside the stack, with a log of its own; `down` ends it too."""
+    with (settings.logs / f"{name}.log").open("w", encoding="utf-8") as log:
+        subprocess.run(
+            ["setsid", "--fork", *command],  # nobody's child: whoever has called need not stay for it
+            env={**os.environ, **settings.environment(), **Supervisor(settings).mark},
+            cwd=settings.repository,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            check=True,
+        )
 
 
 def down(settings: Settings, say: Say | None = None) -> None:

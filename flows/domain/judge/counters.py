@@ -10,13 +10,19 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from flows.domain.judge.windows import Counts, EvidenceInvalid, Window, unobserved
+from flows.domain.judge.windows import Counts, EvidenceInvalid, Pair, Window, unobserved
 
 GATEWAY_KINDS = frozenset({"requests", "refused", "sent", "active", "latency", "cached"})
 """Kinds that the gateway counts for both arms; the others are counted by the releases' own servers."""
+METRIC_KINDS = frozenset({"bad", "total"})
+"""Kinds that somebody else counts: their label is a metric's name and the labels of its series."""
+OUTCOME_KINDS = frozenset({"outcomes", "loss", "differences"})
+"""Kinds that whoever watches the promotion counts."""
+OTHERS_KINDS = METRIC_KINDS | OUTCOME_KINDS
+"""Kinds that neither the gateway nor the servers count."""
 GAUGES = frozenset({"active"})
 """Kinds that may fall without a restart."""
 SKEW_SECONDS = 5.0
@@ -28,7 +34,9 @@ class Series(NamedTuple):
 
     `kind` and its `label`: requests (class "2" to "5"), refused, sent, active (no label), latency (bound in
     seconds, "inf" for all), cached (the same, of answers that were known already), served and took (requests
-    and latency as the server counts them), outputs (bin), invalid, compared, disagreed (no label).
+    and latency as the server counts them), outputs (bin), invalid, compared, disagreed (no label), segment
+    and segment_errors (`column=value`), bad and total (metric and series), outcomes, loss (no label),
+    differences (hundredths).
     `pod` is who reports it: a gateway instance for GATEWAY_KINDS, else a server.
     """
 
@@ -55,6 +63,9 @@ class Snapshot:
     """Last values of series that were there before and are not reported now: they may come back."""
     problem: str = ""
     """Why these counters cannot be trusted; empty when they can."""
+    heard: tuple[str, str] | None = None
+    """Where outcomes are read from, if this is asked for: before the promotion's first answer, and after the
+    last outcome that is counted here."""
 
     def after(self, earlier: Snapshot | None) -> Snapshot:
         """This snapshot, remembering what `earlier` knew of series that are missing now."""
@@ -62,7 +73,12 @@ class Snapshot:
             return self
         known = {**earlier.gone, **earlier.counters}
         gone = {series: value for series, value in known.items() if series not in self.counters}
-        return Snapshot(self.at, self.counters, self.scraped, gone, self.problem)
+        return replace(self, gone=gone, heard=earlier.heard)
+
+    def joined(self, counters: Mapping[Series, float], heard: tuple[str, str]) -> Snapshot:
+        """With outcomes that were counted at about the same time, and where reading them goes on."""
+        gone = {series: value for series, value in self.gone.items() if series not in counters}
+        return replace(self, counters={**self.counters, **counters}, gone=gone, heard=heard)
 
     def doubt(self, fresh_seconds: float) -> str:
         """Why nothing can be concluded from this snapshot; empty when something can."""
@@ -87,6 +103,7 @@ class Snapshot:
             "scraped": dict(self.scraped),
             "gone": [[*series, value] for series, value in sorted(self.gone.items())],
             "problem": self.problem,
+            **({"heard": list(self.heard)} if self.heard else {}),
         }
 
     @classmethod
@@ -100,7 +117,9 @@ class Snapshot:
                 }
                 for name in ("counters", "gone")
             )
-            return cls(content["at"], counters, dict(content["scraped"]), gone, content["problem"])
+            heard = content.get("heard")
+            read = (str(heard[0]), str(heard[1])) if heard else None
+            return cls(content["at"], counters, dict(content["scraped"]), gone, content["problem"], read)
         except (KeyError, TypeError, ValueError) as error:
             raise EvidenceInvalid(
                 f"stored snapshot: {error!r}; it was not written by this program"
@@ -205,7 +224,9 @@ def _counts(
         outputs={label: amount for (kind, label), amount in sorted(sums.items()) if kind == "outputs"},
         compared=_total(sums, "compared"),
         disagreed=_total(sums, "disagreed"),
-        reported=any(one.release == release and one.kind not in GATEWAY_KINDS for one in after.counters),
+        reported=any(
+            one.release == release and one.kind not in GATEWAY_KINDS | OTHERS_KINDS for one in after.counters
+        ),
         started=_started(release, before, after),
         predicted=sums["requests", "2"],
         # Another family of the gateway's page than the requests: it may have been read an instant later.
@@ -217,7 +238,35 @@ def _counts(
             bound: min(max(cached - sums["cached", repr(bound)], 0), slow[bound])
             for bound in (bounds if cached else ())
         },
+        segments=_segments(sums),
+        metrics=_metrics(sums),
+        outcomes=sums.get(("outcomes", "")),
+        loss=_total(sums, "loss"),
+        differences={
+            label: amount
+            for (kind, label), amount in sorted(sums.items())
+            if kind == "differences" and amount
+        },
     )
+
+
+def _segments(sums: Mapping[tuple[str, str], int]) -> dict[str, Pair]:
+    # Two counters of one page, of which several workers may write one a moment later.
+    return {
+        label: (min(sums.get(("segment_errors", label), 0), total), total)
+        for (kind, label), total in sorted(sums.items())
+        if kind == "segment"
+    }
+
+
+def _metrics(sums: Mapping[tuple[str, str], int]) -> dict[str, Pair]:
+    found: dict[str, Pair] = {}
+    for (kind, label), amount in sorted(sums.items()):
+        if kind in METRIC_KINDS:
+            name = label.partition("{")[0]
+            bad, total = found.get(name, (0, 0))
+            found[name] = (bad + amount, total) if kind == "bad" else (bad, total + amount)
+    return found
 
 
 def _started(release: str, before: Snapshot, after: Snapshot) -> int:

@@ -129,8 +129,6 @@ def incident(policy: PromotionPolicy, windows: Sequence[Window], counted: Tally)
 
     The stable's last minute against the service level, and against its own past.
     """
-    if spared(policy, counted)[-1]:
-        return None
     first = _latest(windows, INCIDENT_SECONDS)
     bad, total = counted.stable_errors[first:].sum(), counted.stable[first:].sum()
     bad_past, total_past = counted.stable_errors[:first].sum(), counted.stable[:first].sum()
@@ -139,7 +137,7 @@ def incident(policy: PromotionPolicy, windows: Sequence[Window], counted: Tally)
         # Not over: what little traffic cannot tell in a minute, five of them can.
         longer = slice(_latest(windows, 5 * INCIDENT_SECONDS), None)
         logs.append(_broken(policy, counted.stable_errors[longer].sum(), counted.stable[longer].sum()))
-    if max(logs) < rejection(policy):
+    if max(logs) < rejection(policy) or spared(policy, counted)[-1]:
         return None
     before = f", {percent(bad_past, total_past)} before" if total_past else ""
     return (

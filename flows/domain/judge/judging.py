@@ -21,12 +21,14 @@ import numpy as np
 from flows.domain.judge import gates
 from flows.domain.judge.evidence import Array, bounds, detector, mean_log
 from flows.domain.judge.gates import Reading, percent
+from flows.domain.judge.outcomes import unspoken
 from flows.domain.judge.paths import (
     Tally,
     beside,
     beyond,
     certified,
     final_weight,
+    gate_weights,
     hastened,
     last_proving_step,
     passed,
@@ -39,6 +41,7 @@ from flows.domain.judge.paths import (
 from flows.domain.judge.policy import PromotionPolicy
 from flows.domain.judge.readings import beside_the_stable
 from flows.domain.judge.ruling import at_deadline, check_order, harm, numbers, rejected, short, total_evidence
+from flows.domain.judge.segments import named
 from flows.domain.judge.verdict import Verdict
 from flows.domain.judge.waiting import blind, more_of_step, per_second, waiting
 from flows.domain.judge.windows import Window
@@ -177,8 +180,12 @@ def _beside(policy: PromotionPolicy, windows: list[Window]) -> Verdict:
         return rejected(verdict, broken, "a single one is enough")
     worst = harm(policy, readings, rejection(policy))
     if worst is not None:
-        return rejected(verdict, worst, f"evidence {short(total)}, enough from {1 / policy.alpha:.0f} on")
-    suspect = max(readings, key=lambda one: one.log)
+        whom = named(policy, windows) if worst.gate == "errors" else ""
+        return rejected(
+            verdict, worst, f"{whom}evidence {short(total)}, enough from {1 / policy.alpha:.0f} on"
+        )
+    weights = gate_weights(policy, {one.gate for one in readings})
+    suspect = max((one for one in readings if one.gate in weights), key=lambda one: one.log)
     if total >= rejection(policy):
         why = "but the stable's own servers differ as much: bursts, which hold and do not reject"
         return replace(verdict, metric=suspect.gate, sentence=f"{suspect.sentence}; {why}")
@@ -193,7 +200,15 @@ def _beside(policy: PromotionPolicy, windows: list[Window]) -> Verdict:
         return replace(
             verdict, metric=suspect.gate, sentence=f"{suspect.sentence}, and just now again; {why}"
         )
+    wrong = next((one for one in readings if one.gate == "outcomes" and one.log >= rejection(policy)), None)
+    if wrong is not None and policy.outcomes is not None:
+        why = f"healthy, and more than {100 * policy.outcomes.max_worse:g} points worse: held, "
+        why += "until it is rejected or cleared" if policy.outcomes.weight else "not rejected"
+        return replace(verdict, metric="outcomes", sentence=f"{wrong.sentence}; {why}")
     proven = certified(policy, counted, last=True)
+    untold = unspoken(policy, windows) if windows[-1].weight == last_proving_step(policy) else ""
+    if untold and proven[-1]:
+        return replace(verdict, metric="proof", sentence=untold)
     if passed(policy, counted, followed, np.array([total]), proven)[-1] and not blind(policy, windows):
         return replace(
             verdict, kind="advance", outcome="advance", sentence=passed_sentence(policy, verdict, counted)

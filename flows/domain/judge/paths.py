@@ -249,6 +249,23 @@ def against(
     return mean_log(whole, axis=-1)[None], mean_log(recent, axis=-1)[None]
 
 
+def apart(bad: Array, bad_stable: Array, canary: Array, stable: Array, seconds: Array, pause: float) -> Array:
+    """As `against` after the last window, for G gates of which each has requests of its own: four arrays
+    [T, G] → log E [G]."""
+    rows, gates = np.nonzero(bad + bad_stable)
+    paid = costs(_share(canary[rows, gates], stable[rows, gates]), WORSE, 1.0)
+    paid = paid * (bad + bad_stable)[rows, gates]
+    paid = np.stack([np.bincount(gates, one, bad.shape[1]) for one in paid])
+    whole = mean_log(np.log(WORSE)[:, None] * bad.sum(axis=0) - paid, axis=0, weights=PRIOR[:, None])
+    doubtful = np.flatnonzero(whole > 0)
+    if len(doubtful):
+        bad, bad_stable = bad.T[doubtful, :, None], bad_stable.T[doubtful, :, None]
+        canary, stable = canary.T[doubtful], stable.T[doubtful]
+        logs = beside(bad, bad_stable, canary, stable, seconds, pause, every=False)[1][..., -1, 0]
+        whole[doubtful] = np.maximum(mean_log(logs, axis=0, weights=PRIOR[:, None]), 0)
+    return whole
+
+
 def _independent(bad: Array, bad_stable: Array, canary: Array, stable: Array) -> Array:
     """log e by ratio [ratios, G] of all windows together, as of independent requests."""
     paid = costs(_share(canary, stable), WORSE, 1.0) @ (bad + bad_stable)
@@ -292,23 +309,39 @@ def beyond(bad: Array, total: Array, tolerated: Array, seconds: Array, pause: fl
     return bursts.counted(groups, logs, gains, bad, total, own, other, seconds, pause)
 
 
-NEWER = frozenset({"client_errors", "missing"})
+NEWER = frozenset({"client_errors", "missing", "segments"})
 """Gates that older windows do not count."""
 
 
-def combined(policy: PromotionPolicy, gates: dict[str, Array], counted: Collection[str] = NEWER) -> Array:
-    """log of the weighted mean of the gates' evidences; gates without data count as evidence 1. Those of
-    `NEWER` that the windows do not count take no part: an old verdict stays what it was."""
-    weights = gate_weights(policy, counted)
+def combined(
+    policy: PromotionPolicy, gates: dict[str, Array], counted: Collection[str] | None = None
+) -> Array:
+    """log of the weighted mean of the gates' evidences; gates without data count as evidence 1. Those that
+    came later and that the windows do not count (by default: that the policy does not ask for) take no part:
+    an old verdict stays what it was."""
+    weights = gate_weights(policy, asked(policy) if counted is None else counted)
     zero = np.zeros_like(next(iter(gates.values())))
     logs = np.stack([gates.get(name, zero) for name in weights])
     shares = np.array(list(weights.values())).reshape(-1, *(1,) * zero.ndim)
     return mean_log(logs, axis=0, weights=shares)
 
 
+def asked(policy: PromotionPolicy) -> set[str]:
+    """The gates of `NEWER` and of the model's own that windows of today count under this policy."""
+    gates = {"client_errors", "missing", *(metric.name for metric in policy.metrics)}
+    if policy.segments:
+        gates.add("segments")
+    if policy.outcomes is not None:
+        gates.add("outcomes")
+    return gates
+
+
 def gate_weights(policy: PromotionPolicy, counted: Collection[str]) -> dict[str, float]:
     """The gates that are on, with their weights; see `combined`."""
     weights = policy.weights.model_dump()
+    weights |= {metric.name: metric.weight for metric in policy.metrics if metric.name in counted}
+    if policy.outcomes is not None and "outcomes" in counted:
+        weights["outcomes"] = policy.outcomes.weight
     for name in NEWER - set(counted):
         weights[name] = 0.0
     if policy.min_agreement is None:
@@ -362,6 +395,8 @@ def calmly(policy: PromotionPolicy, counted: Tally) -> Tally:
     """The same with the windows emptied in which the stable broke the service level. Chosen by the stable's
     errors alone: what is left out can only make it look better."""
     kept = ~incidents.failing(counted.stable_errors, counted.stable, counted.seconds, policy.slo_error_rate)
+    if kept.all():
+        return counted
     arms = ("canary", "canary_errors", "stable", "stable_errors")
     return replace(counted, **{arm: getattr(counted, arm) * kept for arm in arms})
 
@@ -375,7 +410,8 @@ def spared(policy: PromotionPolicy, counted: Tally) -> NDArray[np.bool_]:
 def rescues(policy: PromotionPolicy, counted: Tally) -> NDArray[np.bool_]:
     """Whether the canary is spared, after every window, of a failure that lasts: each step is a relief."""
     level, new = policy.slo_error_rate, _shifted(counted)
-    return spared(policy, counted) & incidents.lasting(counted.stable_errors, counted.stable, level, new)
+    found = incidents.lasting(counted.stable_errors, counted.stable, level, new)
+    return found & spared(policy, counted) if found.any() else found
 
 
 def hastened(policy: PromotionPolicy) -> float:

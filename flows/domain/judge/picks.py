@@ -55,3 +55,15 @@ def predicted(names: Collection[str]) -> Pick:
         sum(counts.outputs.get(name, 0) for name in names),
         sum(counts.outputs.values()),
     )
+
+
+def of_segment(name: str) -> Pick:
+    return lambda counts, _canary: counts.segments.get(name, (0, 0))
+
+
+def of_metric(name: str) -> Pick:
+    return lambda counts, _canary: counts.metrics.get(name, (0, 0))
+
+
+def told(counts: Counts, _canary: bool) -> tuple[int, int]:
+    return counts.loss, counts.outcomes or 0

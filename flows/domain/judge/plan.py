@@ -13,12 +13,14 @@ import numpy as np
 from flows.domain.judge.evidence import Array, ratio_logs
 from flows.domain.judge.paths import (
     Tally,
+    asked,
     better,
     calmly,
     certificate,
     certified,
     combined,
     final_weight,
+    gate_weights,
     last_proving_step,
     passed,
     path,
@@ -67,6 +69,7 @@ def plan(policy: PromotionPolicy, requests_per_second: float, base_error_rate: f
         _found_sentence(traffic, rate, find, accepted is not None, deadline),
         _certified_sentence(certify, deadline),
         _forgiven_sentence(policy),
+        *_shared_sentence(policy),
     ]
     if certify is None or certify > deadline:
         enough = f"; {duration(certify)} would be enough" if certify is not None else ""
@@ -198,6 +201,29 @@ def _forgiven_sentence(policy: PromotionPolicy) -> str:
     seconds = warm_up(policy)
     warming = f"; slowness in the first {duration(seconds)} of a step or of a server counts for nothing"
     return pauses + (warming if seconds and policy.weights.latency else "")
+
+
+def _shared_sentence(policy: PromotionPolicy) -> list[str]:
+    """How alpha is shared, where the model asks for gates of its own: each costs the others a little."""
+    if not policy.segments and not policy.metrics and policy.outcomes is None:
+        return []
+    weights = gate_weights(policy, asked(policy))
+    whole = sum(weights.values())
+    shares = [f"{name} {100 * weight / whole:.2g} %" for name, weight in weights.items()]
+    sentence = f"of the {100 * policy.alpha:.2g} % to reject a healthy canary, gates get: {', '.join(shares)}"
+    if policy.segments:
+        sentence += f"; all values of {' and '.join(policy.segments)} share that of segments"
+    return [sentence, *_outcomes_sentence(policy)]
+
+
+def _outcomes_sentence(policy: PromotionPolicy) -> list[str]:
+    if policy.outcomes is None:
+        return []
+    becomes = "rejected" if policy.outcomes.weight else "held"
+    sentence = f"a canary that is proven wrong is {becomes}"
+    if policy.outcomes.required:
+        sentence += f"; {policy.outcomes.required} outcomes of its answers are waited for before 100 %"
+    return [sentence]
 
 
 def duration(seconds: float) -> str:

@@ -11,6 +11,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from flows.domain.judge.asked import Metric, Outcomes
+
 
 class Weights(BaseModel):
     """How the right to reject a healthy canary (`alpha`) is shared among the gates.
@@ -28,14 +30,22 @@ class Weights(BaseModel):
     """Requests answered 400, 415 or 422: a release that no longer takes what clients send."""
     missing: float = Field(default=1, ge=0)
     """Requests that clients gave up on: a release that hangs has no errors and is never slow."""
+    segments: float = Field(default=1, ge=0)
+    """Errors by a column's value, where `segments` names one; all values share this."""
     agreement: float = Field(default=1, ge=0)
 
     @field_validator("agreement")
     @classmethod
     def _one_gate_at_least(cls, agreement: float, info: ValidationInfo) -> float:
-        if agreement + sum(float(value) for value in info.data.values()) <= 0:
+        if agreement + sum(value for name, value in info.data.items() if name != "segments") <= 0:
             raise ValueError(f"{', '.join(info.data)} and agreement are all 0: nothing would be judged")
         return agreement
+
+
+RESERVED = frozenset(
+    {"approval", "incident", "invalid", "metrics", "outcomes", "proof", "time", "traffic", "weight"}
+)
+"""What verdicts are named after beside the gates."""
 
 
 class PromotionPolicy(BaseModel):
@@ -82,6 +92,13 @@ class PromotionPolicy(BaseModel):
     require_metrics: bool = True
     """Hold a canary whose own servers show no metrics: its outputs cannot be checked."""
     weights: Weights = Weights()
+    segments: tuple[str, ...] = Field(default=(), max_length=2)
+    """Inputs of few values (`country`), by which errors are counted too: a canary that fails for one user in
+    two hundred is found by that value's name. The signature must say which values there are."""
+    metrics: tuple[Metric, ...] = Field(default=(), max_length=10)
+    """Counters of one's own, compared as errors are."""
+    outcomes: Outcomes | None = None
+    """What turned out to be true, as far as it is known in time."""
     slo_error_rate: float = Field(default=0.05, gt=0, lt=1)
     """Tolerated share of errors when there is no stable to compare with; a stable that breaks it is an
     incident that both releases share."""
@@ -129,9 +146,31 @@ class PromotionPolicy(BaseModel):
         asked = info.data.get("min_agreement") is not None
         if asked and weights.agreement == 0:
             raise ValueError("agreement is 0, so that min_agreement would never be looked at")
-        if not asked and sum(weights.model_dump().values()) == weights.agreement:
+        of_all = weights.model_dump(exclude={"agreement", "segments"})
+        if not asked and not sum(of_all.values()):
             raise ValueError("only agreement counts, and without min_agreement nothing would be judged")
         return weights
+
+    @field_validator("segments")
+    @classmethod
+    def _segments_are_looked_at(cls, columns: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        weights = info.data.get("weights")
+        if columns and weights is not None and not weights.segments:
+            raise ValueError("weights.segments is 0, so that they would never be looked at")
+        if len(set(columns)) < len(columns):
+            raise ValueError("a column stands twice")
+        return columns
+
+    @field_validator("metrics")
+    @classmethod
+    def _names_are_unique(cls, metrics: tuple[Metric, ...]) -> tuple[Metric, ...]:
+        names = [metric.name for metric in metrics]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"the name {name} stands twice")
+            if name in RESERVED or name in Weights.model_fields:
+                raise ValueError(f"{name} is the name of another gate")
+        return metrics
 
     @field_validator("hold_back")
     @classmethod

@@ -7,9 +7,12 @@ from collections.abc import Sequence
 from flows.domain.judge import gates
 from flows.domain.judge.client_errors import client_errors
 from flows.domain.judge.gates import Reading
+from flows.domain.judge.metrics import metrics
 from flows.domain.judge.missing import missing
+from flows.domain.judge.outcomes import outcomes
 from flows.domain.judge.paths import Path, Tally
 from flows.domain.judge.policy import PromotionPolicy
+from flows.domain.judge.segments import segments
 from flows.domain.judge.windows import Window
 
 
@@ -21,4 +24,7 @@ def beside_the_stable(
         *gates.compared(policy, windows, counted, followed),
         *client_errors(windows),
         *missing(windows),
+        *segments(policy, windows),
+        *metrics(policy, windows),
+        *outcomes(policy, windows),
     ]

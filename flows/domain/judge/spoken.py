@@ -14,10 +14,7 @@ from flows.domain.judge.paths import path, tally
 from flows.domain.judge.policy import PromotionPolicy
 from flows.domain.judge.readings import beside_the_stable
 from flows.domain.judge.verdict import Verdict
-from flows.domain.judge.windows import Window
-
-Pair = tuple[int, int]
-"""Bad ones, and all of them."""
+from flows.domain.judge.windows import Pair, Window
 
 
 @dataclass(frozen=True)

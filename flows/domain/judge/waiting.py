@@ -8,9 +8,11 @@ from dataclasses import replace
 from flows.domain.judge import gates
 from flows.domain.judge.client_errors import unpredicted
 from flows.domain.judge.gates import percent
+from flows.domain.judge.metrics import unreported
 from flows.domain.judge.paths import Path, Tally, final_weight, hastened, rescues
 from flows.domain.judge.plan import duration, needed
 from flows.domain.judge.policy import PromotionPolicy
+from flows.domain.judge.segments import uncounted
 from flows.domain.judge.verdict import Verdict
 from flows.domain.judge.windows import Window
 
@@ -86,6 +88,10 @@ def blind(policy: PromotionPolicy, windows: list[Window]) -> str:
     compared = [stable for stable in stables if stable.requests]
     if policy.require_metrics and policy.weights.outputs and compared and not compared[-1].reported:
         return "the stable's servers show no metrics: predictions cannot be compared (require_metrics)"
+    beside = weight < final_weight(policy) and bool(stables)
+    silent = beside and (uncounted(policy, step) or unreported(policy, step))
+    if silent and policy.require_metrics and requests >= policy.min_requests:
+        return silent
     if requests >= policy.min_requests and policy.weights.latency and not any(one.timed for one in here):
         return "the gateway shows no latencies of the canary: is its histogram recorded?"
     if (

@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 from flows.domain.errors import ModelServeError
 
 Key = TypeVar("Key")
+Pair = tuple[int, int]
+"""Bad ones, and all of them."""
 
 
 class EvidenceInvalid(ModelServeError):
@@ -58,6 +60,16 @@ class Counts:
     """Of the timed, those whose answers were known already: a release begins with an empty cache."""
     cached_slow: Mapping[float, int] = field(default_factory=dict)
     """As `slow`, of these."""
+    segments: Mapping[str, Pair] = field(default_factory=dict)
+    """`column=value` → failed requests with such a row, and all, as the servers count them."""
+    metrics: Mapping[str, Pair] = field(default_factory=dict)
+    """Metric that the policy asks for → bad ones, and all; slow bad ones may be more than all of a window."""
+    outcomes: int | None = None
+    """Rows whose truth became known, whenever they were answered; None as well while nobody can tell."""
+    loss: int = 0
+    """How wrong they were together, each at most 1; what is left of a whole one is carried on."""
+    differences: Mapping[str, int] = field(default_factory=dict)
+    """The canary's loss minus the stable's, of pairs of rows, in hundredths → how many. Only of a canary."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -69,13 +81,21 @@ class Counts:
             "disagreed",
             "started",
             "cached",
+            "loss",
         ):
             _check_count(name, getattr(self, name))
-        for name in ("predicted", "refused", "sent"):
+        for name in ("predicted", "refused", "sent", "outcomes"):
             if getattr(self, name) is not None:
                 _check_count(name, getattr(self, name))
         for label, count in (*self.slow.items(), *self.outputs.items()):
             _check_count(f"slow[{label}]" if label in self.slow else f"outputs[{label}]", count)
+        for name, pair in (*self.segments.items(), *self.metrics.items()):
+            for count in pair:
+                _check_count(name, count)
+        for difference, count in self.differences.items():
+            _check_count(f"differences[{difference}]", count)
+        if self.loss > (self.outcomes or 0):
+            raise EvidenceInvalid(f"loss: {self.loss} of {self.outcomes} outcomes cannot be")
         if self.errors > self.requests:
             raise EvidenceInvalid(
                 f"errors: {self.errors} of {self.requests} requests cannot be; check the rules"
@@ -117,6 +137,11 @@ class Counts:
             _both(self.sent, other.sent),
             self.cached + other.cached,
             _add(self.cached_slow, other.cached_slow),
+            _add_pairs(self.segments, other.segments),
+            _add_pairs(self.metrics, other.metrics),
+            _both(self.outcomes, other.outcomes),
+            self.loss + other.loss,
+            _add(self.differences, other.differences),
         )
 
 
@@ -203,6 +228,11 @@ def _add(left: Mapping[Key, int], right: Mapping[Key, int]) -> dict[Key, int]:
     return {key: left.get(key, 0) + right.get(key, 0) for key in {**left, **right}}
 
 
+def _add_pairs(left: Mapping[str, Pair], right: Mapping[str, Pair]) -> dict[str, Pair]:
+    pairs = [(key, left.get(key, (0, 0)), right.get(key, (0, 0))) for key in {**left, **right}]
+    return {key: (one[0] + other[0], one[1] + other[1]) for key, one, other in pairs}
+
+
 def _both(left: int | None, right: int | None) -> int | None:
     return right if left is None else left if right is None else left + right
 
@@ -213,6 +243,9 @@ def _counts_to_json(counts: Counts) -> dict[str, Any]:
         "slow": {repr(bound): count for bound, count in counts.slow.items()},
         "cached_slow": {repr(bound): count for bound, count in counts.cached_slow.items()},
         "outputs": dict(counts.outputs),
+        "segments": {name: list(pair) for name, pair in counts.segments.items()},
+        "metrics": {name: list(pair) for name, pair in counts.metrics.items()},
+        "differences": dict(counts.differences),
     }
 
 
@@ -221,7 +254,11 @@ def _counts_from_json(content: Mapping[str, Any]) -> Counts:
         name: {float(bound): count for bound, count in sorted(content.get(name, {}).items(), key=_bound)}
         for name in ("slow", "cached_slow")
     }
-    return Counts(**{**content, **bounds, "outputs": dict(content["outputs"])})
+    pairs = {
+        kind: {name: (bad, total) for name, (bad, total) in content.get(kind, {}).items()}
+        for kind in ("segments", "metrics")
+    }
+    return Counts(**{**content, **bounds, "outputs": dict(content["outputs"]), **pairs})
 
 
 def _bound(item: tuple[str, int]) -> float:

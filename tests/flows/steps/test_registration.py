@@ -15,6 +15,7 @@ from flows.domain.errors import ArtifactCorrupt, DependencyDown, SpecInvalid
 from flows.steps.drift_check import read_reference
 from flows.steps.registration import register_release
 from flows.wiring import ControlPlane
+from tests.flows.conftest import Story
 
 SPEC = """
 name: churn
@@ -132,3 +133,27 @@ def test_a_registry_without_its_tables_says_so(plane: ControlPlane, folder: Path
     empty_registry = Registry(postgres_url)
     with pytest.raises(DependencyDown, match="has no tables yet; 'modelserve up' makes them"):
         register_release(replace(plane, registry=empty_registry), folder)
+
+
+def test_a_signature_that_takes_less_than_the_stables_is_warned_of(
+    plane: ControlPlane, story: Story, folder: Path
+) -> None:
+    text = SPEC.replace("churn", "flights")
+    lines: list[str] = []
+    (folder / "model.yaml").write_text(text)
+    register_release(plane, folder, say=lines.append)
+    story.promoted(1)
+    register_release(plane, folder, say=lines.append)
+    assert not any("narrower" in line for line in lines)
+    (folder / "model.yaml").write_text(
+        text.replace("type: number}\n", "type: integer}\n    - {name: age, type: number}\n", 1)
+    )
+    sample = json.loads((folder / "samples.jsonl").read_text())
+    sample["instances"][0]["age"] = 30
+    (folder / "samples.jsonl").write_text(json.dumps(sample) + "\n")
+    release = register_release(plane, folder, say=lines.append)
+    assert release.version == 3
+    assert [line for line in lines if "narrower" in line] == [
+        "warning: narrower than flights-v1: input age is new and required: rows without it are refused",
+        "warning: narrower than flights-v1: input months: number has become integer",
+    ]

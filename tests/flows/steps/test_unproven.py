@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from flows.adapters.registry import Registry
 from flows.console.following import exit_code
 from flows.console.tables import promotions_table, windows_table
 from flows.domain.errors import DependencyDown, PromotionKept, PromotionRejected, PromotionUnproven
+from flows.domain.judge.asked import Metric
 from flows.domain.judge.counters import Series, Snapshot
 from flows.domain.judge.policy import PromotionPolicy
 from flows.domain.judge.spoken import spoken
@@ -55,7 +56,8 @@ class World:
         self.now += seconds
         assert self.now < START + 3 * 86400, "it is watched for ever"
 
-    def snapshot(self, names: list[str], earlier: Snapshot | None) -> Snapshot:
+    def snapshot(self, names: list[str], earlier: Snapshot | None, metrics: Sequence[Metric]) -> Snapshot:
+        del metrics
         if self.away(self.now - START):
             raise DependencyDown("Prometheus does not answer")
         counters = {
