@@ -50,11 +50,11 @@ class Questions:
     is_share: Flags
 
     def means(self, counts: Floats) -> tuple[Floats, Floats]:
-        """Mean scores (..., T) of counts (..., bins), and the rows they are over, same shape."""
+        """Mean scores (..., T) of counts or of shares (..., bins), and the rows they are over, same shape."""
         everything = counts.sum(axis=-1, keepdims=True).astype(np.float64)
         known = everything - counts[..., NULL : NULL + 1]
         rows = np.where(self.among_known, known, everything)
-        return counts @ self.scores / np.maximum(rows, 1), rows
+        return counts @ self.scores / np.where(rows > 0, rows, 1), rows
 
 
 @dataclass(frozen=True)

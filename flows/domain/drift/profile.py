@@ -20,7 +20,6 @@ from flows.domain.drift.binning import (
     BELOW,
     FIRST_CATEGORY,
     MOST_CATEGORIES,
-    MOST_KNOWN,
     NULL,
     UNSEEN,
     Bins,
@@ -48,6 +47,7 @@ from flows.domain.drift.learning import LEAST_NAMED, learn_categories, learn_num
 from flows.domain.drift.multivariate import ReferenceRows, reference_rows
 from flows.domain.drift.performance import PerformanceProfile, performance_profile
 from flows.domain.drift.policy import DriftPolicy
+from flows.domain.drift.text import PARTS
 from flows.domain.errors import ArtifactCorrupt, SpecInvalid
 from flows.domain.signature import Signature
 
@@ -243,6 +243,8 @@ def make_profile(
             made, codes = _column(column, ready, window_of, windows, season, policy)
             columns.append(made)
             coded[column.name] = codes
+    texts = {column.source for column in columns if column.part in PARTS}
+    columns = [column for column in columns if column.part or not column.mute or column.name not in texts]
     if not columns:
         raise SpecInvalid("the training data has none of the columns that the signature names")
     score = prediction_column(signature, policy)
@@ -296,10 +298,9 @@ def _with_texts(
         sizes = np.bincount(positions[positions >= 0])
         rows = max(int(sizes.sum()), LEAST_TEXTS)
         frequent = np.sort(sizes[sizes >= LEAST_NAMED])[::-1][:MOST_CATEGORIES].sum()
-        dull = len(sizes) > MOST_KNOWN and frequent < HARDLY * rows
         once = (sizes == 1).sum() >= MOSTLY * rows
         text = column.source not in policy.categorical and rows == sizes.sum() and frequent < MOSTLY * rows
-        found += [] if text and (once or dull) else [column]
+        found += [] if text and once else [column]
         found += column.texts() if text else []
     return tuple(found)
 

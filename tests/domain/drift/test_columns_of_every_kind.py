@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from flows.domain.drift.check import check
+from flows.domain.drift.column_tests import expected_counts, questions
 from flows.domain.drift.findings import DriftResult, FindingKind, Outcome
 from flows.domain.drift.page import page
 from flows.domain.drift.policy import DriftPolicy
@@ -116,6 +117,21 @@ def test_a_change_of_such_a_column_is_found(change: str) -> None:
     assert result.outcome is Outcome.DRIFTED, result.sentence
 
 
+@pytest.mark.parametrize("values", [[1.0], [0.0, 1.0, 1.0], [1.0, 2.0, 2.0, 2.0, 9.0]])
+def test_as_many_rows_as_in_the_reference_are_no_change_whatever_share_is_null(values: list[float]) -> None:
+    """What is expected is a share of each bin, what is seen are rows: nulls must weigh alike in both."""
+    random = np.random.default_rng(14)
+    made = random.choice(values, 8000)
+    made[random.random(8000) < 0.2] = np.nan
+    column = profile_of(made, "number").columns[0]
+    asked = questions(column)
+
+    seen, _ = asked.means(column.total)
+    expected, _ = asked.means(expected_counts(column, None))
+
+    assert seen == pytest.approx(expected, abs=1e-9)
+
+
 def test_new_values_of_a_heavy_tail_are_compared_with_what_is_usual() -> None:
     random = np.random.default_rng(6)
     profile = profile_of(products(random, 8000, 1000))
@@ -207,6 +223,19 @@ def test_a_column_that_cannot_alert_is_said_aloud(kind: str, days: float | None)
     assert any("x: " in sentence and why in sentence for sentence in aloud(result))
     assert next(column for column in result.columns if column.column == "x").detectable is None
     assert "cannot alert" in shown(result, 200)
+
+
+def test_a_category_that_is_judged_as_text_is_not_said_to_be_judged_by_nobody() -> None:
+    """3 000 flight numbers: hardly one is frequent enough for a name, and all are read as text."""
+    random = np.random.default_rng(13)
+
+    result = check(
+        profile_of(products(random, 8000, 3000, 0.335)), framed(products(random, 2000, 3000, 0.335)), POLICY
+    )
+
+    assert FindingKind.CANNOT_ALERT not in {finding.kind for finding in result.findings}
+    assert {column.column for column in result.columns} >= {"x.length", "x.letters", "x.hash1"}
+    assert all(column.detectable is not None for column in result.columns)
 
 
 def test_unique_ids_declared_a_category_are_said_aloud() -> None:
