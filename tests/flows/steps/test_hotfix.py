@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from flows.domain.judge.asked import Metric
 from flows.domain.judge.counters import Series, Snapshot
 from flows.domain.judge.policy import PromotionPolicy
 from flows.domain.judge.spoken import spoken
@@ -53,7 +55,7 @@ class World:
         series = Series(kind, f"flights-v{version}", label, pod)
         self.counted[series] = self.counted.get(series, 0) + amount
 
-    def snapshot(self, _names: list[str], earlier: Snapshot | None) -> Snapshot:
+    def snapshot(self, _names: list[str], earlier: Snapshot | None, _metrics: Sequence[Metric]) -> Snapshot:
         return Snapshot(self.now, dict(self.counted), {"gateway": self.now}).after(earlier)
 
     def recent(self, _model: str) -> tuple[float, float]:
