@@ -10,7 +10,7 @@ TURN := $(shell echo $$(( $$(git rev-list --count HEAD 2>/dev/null || echo 0) % 
 # Most tests wait more than they compute. What runs a whole stack has the machine to itself.
 SIDE_BY_SIDE := -n 3 --dist loadfile
 
-.PHONY: help setup demo test fast lint format check up down image e2e chaos chaos-turn bench bench-judge bench-serving bench-drift \
+.PHONY: help setup demo test fast lint format check up down image e2e chaos chaos-turn packages bench bench-judge bench-serving bench-drift \
         bench-rollback bench-scale infra-check constraints clean
 
 help:  ## list the verbs
@@ -68,6 +68,9 @@ chaos: setup  ## every fault under traffic; each write of a promotion killed aro
 chaos-turn: setup  ## of what `make test` leaves out of chaos, the part whose turn it is: TURN=1/2
 	@$(BIN)/modelserve prepare
 	$(PYTEST) -q --durations=10 tests/chaos -m thorough --turn $(TURN)
+
+packages: setup  ## real packages that take minutes to install: TensorFlow, Hugging Face, an MLflow server
+	$(PYTEST) -q --durations=10 tests/integration -m thorough
 
 bench: bench-judge bench-serving bench-drift bench-rollback bench-scale  ## every benchmark
 

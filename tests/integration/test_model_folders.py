@@ -99,6 +99,7 @@ def test_a_folder_of_hugging_face_classifies(state: Path, tmp_path: Path, type_i
     assert "answered 3 golden requests" in said
 
 
+@pytest.mark.thorough  # one task of Hugging Face stays in `make test`
 @pytest.mark.parametrize(
     ("architecture", "answer", "output"),
     [
@@ -201,7 +202,7 @@ print(json.dumps(model.serve(tf.constant([[1.0, 2.0, 3.0]]))["probability"].nump
 """
 
 
-@pytest.mark.thorough  # its wheel alone takes minutes: `.ci/run` plays it
+@pytest.mark.thorough  # its wheel alone takes minutes: `make packages` plays it
 def test_a_saved_model_of_tensorflow(state: Path, tmp_path: Path, type_in: TypeIn) -> None:
     [[direct]] = made(state, tmp_path / "made", "tensorflow", "", TENSORFLOW)
     code, said = type_in("init", "flow", "--from", "made/saved")
