@@ -78,6 +78,7 @@ print(json.dumps(answers))
 """
 
 
+@pytest.mark.thorough  # `make packages` plays what makes environments of a gigabyte
 def test_a_folder_of_hugging_face_classifies(state: Path, tmp_path: Path, type_in: TypeIn) -> None:
     script = HUGGING_FACE.replace("ARCHITECTURE", "BertForSequenceClassification")
     script = script.replace("ANSWER", "out.logits.softmax(-1)[0].tolist()")
@@ -99,7 +100,7 @@ def test_a_folder_of_hugging_face_classifies(state: Path, tmp_path: Path, type_i
     assert "answered 3 golden requests" in said
 
 
-@pytest.mark.thorough  # one task of Hugging Face stays in `make test`
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("architecture", "answer", "output"),
     [
@@ -150,6 +151,7 @@ print(json.dumps(answers[:3].tolist()))
 """
 
 
+@pytest.mark.thorough
 def test_a_folder_of_mlflow(state: Path, tmp_path: Path, type_in: TypeIn) -> None:
     direct = made(state, tmp_path / "made", "mlflow", "scikit-learn==1.9.1\n", MLFLOW)
     code, said = type_in("init", "spend", "--from", "made/logged")
@@ -202,7 +204,7 @@ print(json.dumps(model.serve(tf.constant([[1.0, 2.0, 3.0]]))["probability"].nump
 """
 
 
-@pytest.mark.thorough  # its wheel alone takes minutes: `make packages` plays it
+@pytest.mark.thorough
 def test_a_saved_model_of_tensorflow(state: Path, tmp_path: Path, type_in: TypeIn) -> None:
     [[direct]] = made(state, tmp_path / "made", "tensorflow", "", TENSORFLOW)
     code, said = type_in("init", "flow", "--from", "made/saved")
