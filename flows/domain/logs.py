@@ -12,6 +12,7 @@ COMPLAINT = re.compile(r"error|fatal|panic|cannot|failed|refused|exception|denie
 WORST = ("critical", "error")
 FATAL = "cannot start: "
 """What our servers say before they end, with the reason; what else they say is of less interest."""
+LINES = 3
 FRAME = frozenset({"at", "level", "logger", "message", "exception", "model", "version", "release"})
 """Keys that are shown in a place of their own, or are the same on every line of a server's log."""
 
@@ -34,11 +35,11 @@ def readable(line: str) -> str:
 
 
 def cause(lines: Iterable[str]) -> str:
-    """Of what a program said before it ended, the one line that says why; empty when it said nothing.
+    """Of what a program said before it ended, why it did, on one line; empty when it said nothing.
 
     A program that is started again says everything again, at another time: that is no news. What our servers
-    end with wins, then the last error of our own JSON, then the last complaint, then the last line. Of an
-    exception its last line.
+    end with wins, then the last error of our own JSON, then the last few complaints, then the last line. Of
+    an exception its last line.
     """
     said = [line.strip() for line in lines if line.strip()]
     records = [record for line in said if (record := _record(line)) is not None]
@@ -46,11 +47,12 @@ def cause(lines: Iterable[str]) -> str:
     fatal = [record for record in worst if str(record["message"]).startswith(FATAL)]
     if worst:
         return _sentence((fatal or worst)[-1]).removeprefix(FATAL)
-    plain = [line for line in said if COMPLAINT.search(line)] or said
-    if not plain:
-        return ""
-    last = _record(plain[-1])
-    return plain[-1] if last is None else _sentence(last)
+    complaints = [line for line in said if COMPLAINT.search(line)] or said[-1:]
+    # What ends a program of others ("panic") is seldom why: that stands a line or two before.
+    told = dict.fromkeys(
+        line if (record := _record(line)) is None else _sentence(record) for line in complaints
+    )
+    return " | ".join([*told][-LINES:])
 
 
 def _sentence(record: dict[str, Any]) -> str:

@@ -59,6 +59,10 @@ def test_an_error_outweighs_what_is_said_after_it() -> None:
             ["FATAL: data directory has wrong ownership", "HINT: chown"],
             "FATAL: data directory has wrong ownership",
         ),
+        (
+            ["ready", "error: data: not a directory", "panic: no log", "panic: no log"],
+            "error: data: not a directory | panic: no log",
+        ),
         (['{"message": 3'], '{"message": 3'),
         (['["an error"]'], '["an error"]'),
     ],

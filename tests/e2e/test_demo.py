@@ -215,8 +215,8 @@ def test_what_to_type_after_the_demonstration_works_also_where_the_folder_was_mo
         for words in (["status"], ["history", "flights"], ["explain", third]):
             assert " ".join(words) in output
             typed(*words, where=moved)
-        # Its bundle is read again: version 2 was taken out when the alert fired.
-        assert "v2" in typed("rollback", "flights", "--to", "2", where=moved)
+        # Its bundle is read again: version 2 was taken out when the alert fired, and has to prove itself.
+        assert "v2" in typed("rollback", "flights", "--to", "2", "--unproven", where=moved)
     finally:
         typed("down", where=moved)
         Path(moved["MODELSERVE_STATE"]).rename(state)
