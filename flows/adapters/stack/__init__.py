@@ -93,7 +93,7 @@ def _up(settings: Settings, parts: list[Part], say: Say, bootstrap: Bootstrap | 
     check_ports((port, getattr(settings.ports, port)) for part in missing for port in part.ports)
     if old := moving.moved_from(settings):
         say(f"this state folder was {old} when it was last up: what names it so is rewritten")
-        moving.rewrite_programs(settings, old)
+        moving.rewrite(settings, old)
     try:
         _write(supervisor, missing)
         if fresh:

@@ -1,7 +1,7 @@
 """A state folder that was moved: what is written in it about where it is, written anew.
 
-Programs' definitions name files by their whole path, and so do containers' records. What the parts configure
-is rendered at each start anyway. The registry's addresses are the registry's own (`Registry.move_bundles`).
+Programs' definitions name files by their whole path, and so do models' environments and containers' records.
+What the parts configure is rendered at each start anyway. The registry's addresses are the registry's own (`Registry.move_bundles`).
 """
 
 from __future__ import annotations
@@ -26,10 +26,14 @@ def moved_from(settings: Settings) -> Path | None:
     return None if place == settings.state else place
 
 
-def rewrite_programs(settings: Settings, old: Path) -> None:
-    """Definitions of programs (release servers among them) name the folder where it is now. Idempotent."""
-    for suffix in ("conf", "sh"):
-        for file in settings.programs_folder.glob(f"*.{suffix}"):
+WITH_PATHS = ("programs/*.conf", "programs/*.sh", "environments/*/lib/*/site-packages/server.pth")
+"""Programs, release servers among them, and where models' environments find the server's own packages."""
+
+
+def rewrite(settings: Settings, old: Path) -> None:
+    """What names files in the folder names them where it is now. Idempotent."""
+    for pattern in WITH_PATHS:
+        for file in settings.state.glob(pattern):
             text = file.read_text(encoding="utf-8")
             renewed = text.replace(f"{old}/", f"{settings.state}/")
             if renewed != text:
