@@ -150,6 +150,10 @@ class Settings(BaseSettings):
     def prefect_ui_url(self) -> str:
         return self.prefect_url.removesuffix("/api")
 
+    def run_url(self, run: object) -> str:
+        """The page of a flow run in the Prefect UI."""
+        return f"{self.prefect_ui_url}/runs/flow-run/{run}"
+
     @property
     def repository(self) -> Path:
         """The checkout: the folder that holds `flows/`, `infra/` and `prefect.yaml`."""

@@ -82,8 +82,14 @@ def start_promotion(
                 f"the promotion of {model} v{version} waits for a worker already, with the pace that it was "
                 "asked with; cancel that run in the Prefect UI to ask for another"
             )
-    url = f"{plane.settings.prefect_ui_url}/runs/flow-run/{run.id}"
-    return Started(model, version, run.id, url, run.work_pool_name or plane.settings.work_pool, joined)
+    return Started(
+        model,
+        version,
+        run.id,
+        plane.settings.run_url(run.id),
+        run.work_pool_name or plane.settings.work_pool,
+        joined,
+    )
 
 
 def _living(client: SyncPrefectClient, promotion: Promotion | None) -> FlowRun | None:

@@ -86,7 +86,7 @@ def _run(plane: ControlPlane, notice: Notice) -> str | None:
         UUID(run)
     except ValueError:  # a promotion without Prefect
         return None
-    return f"{plane.settings.prefect_ui_url}/runs/flow-run/{run}"
+    return plane.settings.run_url(run)
 
 
 def _picture(plane: ControlPlane, notice: Notice, folder: Path) -> Path | None:

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from serving.arrays import Array
-from serving.errors import StartupError, WrongForm
+from serving.errors import StartupError
 from serving.runtimes.devices import choose_device
+from serving.runtimes.names import in_order
 from serving.spec import ModelFile, RuntimeSpec
 
 NEW_TOKENS = 64
@@ -38,9 +39,7 @@ class HuggingFaceRuntime:
 
     def run(self, inputs: Sequence[Array]) -> list[Array]:
         answers = self._answer(self._pipeline, [str(text) for text in inputs[0]])
-        if missing := [name for name in self._outputs if name not in answers]:
-            raise WrongForm(f"the task gives {', '.join(answers)}, and no {', '.join(missing)}")
-        return [answers[name] for name in self._outputs]
+        return in_order("the task", self._outputs, answers)
 
     def tune(self, largest_batch: Callable[[], float]) -> None:
         """Torch's threads stay as they are."""

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from serving.arrays import Array
-from serving.errors import StartupError, WrongForm
+from serving.errors import StartupError
 from serving.runtimes.columns import on_cpu
+from serving.runtimes.names import in_order
 from serving.spec import ModelFile
 
 UNNAMED = "features"
@@ -43,9 +44,7 @@ class MlflowRuntime:
         answers = as_named(self._model.predict(table))
         if len(answers) == len(self._outputs) == 1:
             return list(answers.values())
-        if missing := [name for name in self._outputs if name not in answers]:
-            raise WrongForm(f"the model gives {', '.join(answers)}, and no {', '.join(missing)}")
-        return [answers[name] for name in self._outputs]
+        return in_order("the model", self._outputs, answers)
 
     def tune(self, largest_batch: Callable[[], float]) -> None:
         """Threads are the business of what MLflow has wrapped."""

@@ -7,11 +7,12 @@ answers that nobody can tell from right ones. Only where there is one of each no
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from serving.errors import StartupError
+from serving.arrays import Array
+from serving.errors import StartupError, WrongForm
 
 
 def input_names(path: Path, wanted: Sequence[str], takes: Sequence[str]) -> list[str]:
@@ -56,6 +57,13 @@ def argument_order(path: Path, wanted: Sequence[str], takes: Sequence[str] | Non
                 "Name the inputs in model.yaml as the model does, or put them into its order"
             )
     return order
+
+
+def in_order(giver: str, wanted: Sequence[str], answers: Mapping[str, Array]) -> list[Array]:
+    """The wanted ones of a run's answers. WrongForm, about the `giver`, when one is missing."""
+    if missing := [name for name in wanted if name not in answers]:
+        raise WrongForm(f"{giver} gives {', '.join(answers)}, and no {', '.join(missing)}")
+    return [answers[name] for name in wanted]
 
 
 def argument_names(module: Any) -> list[str] | None:

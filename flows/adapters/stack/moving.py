@@ -1,7 +1,8 @@
 """A state folder that was moved: what is written in it about where it is, written anew.
 
 Programs' definitions name files by their whole path, and so do models' environments and containers' records.
-What the parts configure is rendered at each start anyway. The registry's addresses are the registry's own (`Registry.move_bundles`).
+What the parts configure is rendered at each start anyway. The registry's addresses are the registry's own
+(`Registry.move_bundles`).
 """
 
 from __future__ import annotations
