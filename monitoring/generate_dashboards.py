@@ -102,7 +102,7 @@ def models() -> dict[str, Any]:
                 f"{RELEASE} {{{{reason}}}}",
             ),
             unit="reqps",
-            text="Requests that were not given to the model, by reason. A line at zero: none.",
+            text="Requests refused or failed, by what was wrong. A line at zero: none.",
         ),
         panel(
             "Ready servers",
@@ -188,9 +188,13 @@ def promotion() -> dict[str, Any]:
             unit="s",
         ),
         panel(
-            "Invalid answers of the model",
-            (_rate("modelserve_invalid_outputs_total", "version"), "v{{version}}"),
-            unit="cps",
+            "Answers that break the signature",
+            (
+                _rate("modelserve_rejected_total", "version", ', reason="invalid_output"')
+                + f" or {_rate('modelserve_requests_total', 'version')} * 0",
+                "v{{version}}",
+            ),
+            unit="reqps",
         ),
         row("Evidence and verdicts, from the registry"),
         panel(

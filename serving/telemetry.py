@@ -103,7 +103,7 @@ class Telemetry:
         self._counters: dict[str, Counter] = {
             name: Counter(f"modelserve_{name}", text, (*_IDENTITY, *labels), registry=registry)
             for name, text, labels in (
-                ("rejected", "Requests that were not given to the model", ("reason",)),
+                ("rejected", "Requests refused or failed, by what was wrong", ("reason",)),
                 ("cache_hits", "Rows answered from the cache", ()),
                 ("cache_misses", "Rows that were not in the cache", ()),
                 ("cache_errors", "Cache operations that failed or were too slow", ()),
@@ -115,7 +115,6 @@ class Telemetry:
                 ("outputs", "Requests that the model answered, by class or bin of their first row", ("bin",)),
                 ("segment_requests", "Requests predicted or failed, by a column's value", ("segment",)),
                 ("segment_errors", "Of these, requests that failed", ("segment",)),
-                ("invalid_outputs", "Model calls whose answer broke the signature", ()),
                 ("samples_dropped", "Rows that were not sampled: too many, too large, or Redis absent", ()),
                 ("samples_sent", "Rows written to the drift samples", ()),
                 ("worker_restarts", "Workers that ended by themselves and were started again", ()),

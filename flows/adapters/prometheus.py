@@ -32,7 +32,6 @@ KINDS: Mapping[str, tuple[str, str]] = {
     "modelserve_requests_total": ("served", "code"),
     "modelserve_request_duration_seconds_bucket": ("took", "le"),
     "modelserve_outputs_total": ("outputs", "bin"),
-    "modelserve_invalid_outputs_total": ("invalid", ""),
     "modelserve_segment_requests_total": ("segment", "segment"),
     "modelserve_segment_errors_total": ("segment_errors", "segment"),
     "modelserve_shadow_compared_total": ("compared", ""),

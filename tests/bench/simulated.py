@@ -30,7 +30,6 @@ class Arm:
     error_rate: float = 0.005
     median_seconds: float = 0.02
     bins: tuple[float, ...] = (0.4, 0.3, 0.15, 0.1, 0.05)
-    invalid_rate: float = 0.0
     hits: float = 0.0
     """Share of the requests whose answer is known already, at once (`hit_seconds`)."""
     hit_seconds: float = 0.002
@@ -80,9 +79,7 @@ class Traffic:
                 self._add("cached", release, label, gateway, below)
         if arm.up:
             server = f"{release}-{gateway[-1]}"
-            invalid = int(self.rng.binomial(requests, arm.invalid_rate))
-            self._add("invalid", release, "", server, invalid)
-            for name, count in zip(BINS, self.rng.multinomial(requests - invalid, arm.bins), strict=True):
+            for name, count in zip(BINS, self.rng.multinomial(requests, arm.bins), strict=True):
                 self._add("outputs", release, name, server, int(count))
             self._add("served", release, "5", server, errors)
             self._add("served", release, "2", server, requests - errors)

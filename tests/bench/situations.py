@@ -63,7 +63,7 @@ def situations(seed: int) -> Iterator[Situation]:
         stable=Arm(error_rate=0.004),
     )
     yield play("ten times slower", {"rollback"}, canary=Arm(median_seconds=0.2))
-    yield play("one NaN in 1 000 outputs", {"rollback"}, canary=Arm(invalid_rate=0.001))
+    yield play("one NaN in 30 answers: status 500", {"rollback"}, canary=Arm(error_rate=1 / 30))
     yield play("always the same prediction", {"rollback"}, canary=Arm(bins=(0.0, 0.0, 0.0, 0.0, 1.0)))
     yield _foreign(seed)
     yield _restarted(seed)

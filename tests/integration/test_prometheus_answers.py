@@ -93,7 +93,6 @@ def test_all_kinds_of_one_moment_are_read_by_one_query(fake: FakePrometheus) -> 
         ('traffic:latency:bucket{model="flights",version="2",le="0.25",pod="a"}', "30"),
         ('traffic:latency:bucket{model="flights",version="2",le="+Inf",pod="a"}', "40"),
         ('modelserve_outputs_total{model="flights",version="2",bin="le_0.1",instance="s1"}', "12"),
-        ('modelserve_invalid_outputs_total{model="flights",version="2",instance="s1"}', "0"),
         (
             'modelserve_requests_total{model="flights",version="2",route="/predict",code="200",instance="s1"}',
             "7",
@@ -114,7 +113,6 @@ def test_all_kinds_of_one_moment_are_read_by_one_query(fake: FakePrometheus) -> 
         Series("latency", "flights-v2", "0.25", "a"): 30,
         Series("latency", "flights-v2", "inf", "a"): 40,
         Series("outputs", "flights-v2", "le_0.1", "s1"): 12,
-        Series("invalid", "flights-v2", "", "s1"): 0,
         Series("served", "flights-v2", "2", "s1"): 12,
         Series("served", "flights-v2", "5", "s1"): 1,
         Series("took", "flights-v2", "0.25", "s1"): 11,

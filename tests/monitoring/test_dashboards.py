@@ -68,7 +68,7 @@ def exposition(now: float) -> str:
         # The rest of what a server binds at its start; without a cache or a shadow they stay at zero.
         for counter in (
             *("cache_hits", "cache_misses", "cache_errors", "shadow_sent", "shadow_dropped"),
-            *("shadow_compared", "shadow_disagreed", "invalid_outputs", "worker_restarts"),
+            *("shadow_compared", "shadow_disagreed", "worker_restarts"),
         ):
             hold(f"modelserve_{counter}_total", one, 0)
         grow("modelserve_samples_sent_total", one, pace)

@@ -34,7 +34,7 @@ class Series(NamedTuple):
 
     `kind` and its `label`: requests (class "2" to "5"), refused, sent, active (no label), latency (bound in
     seconds, "inf" for all), cached (the same, of answers that were known already), served and took (requests
-    and latency as the server counts them), outputs (bin), invalid, compared, disagreed (no label), segment
+    and latency as the server counts them), outputs (bin), compared, disagreed (no label), segment
     and segment_errors (`column=value`), bad and total (metric and series), outcomes, loss (no label),
     differences (hundredths).
     `pod` is who reports it: a gateway instance for GATEWAY_KINDS, else a server.
@@ -220,7 +220,6 @@ def _counts(
         errors=sums["requests", "5"],
         timed=timed,
         slow=slow,
-        invalid=_total(sums, "invalid"),
         outputs={label: amount for (kind, label), amount in sorted(sums.items()) if kind == "outputs"},
         compared=_total(sums, "compared"),
         disagreed=_total(sums, "disagreed"),

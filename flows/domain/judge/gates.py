@@ -10,7 +10,6 @@ from itertools import groupby
 import numpy as np
 
 from flows.domain.judge.evidence import (
-    LARGEST,
     WORSE,
     Array,
     mean_log,
@@ -32,7 +31,7 @@ from flows.domain.judge.paths import (
     tally,
     warm_windows,
 )
-from flows.domain.judge.picks import Pick, broken, disagreed, failed, predicted, slower, slower_of
+from flows.domain.judge.picks import Pick, disagreed, failed, predicted, slower, slower_of
 from flows.domain.judge.policy import PromotionPolicy
 from flows.domain.judge.windows import Window
 
@@ -108,19 +107,6 @@ def slow_bound(policy: PromotionPolicy, windows: Sequence[Window]) -> float | No
     if limit is None or not found:
         return None
     return min((bound for bound in found[-1] if bound >= limit * (1 - 1e-9)), default=None)
-
-
-def broken_outputs(policy: PromotionPolicy, windows: Sequence[Window]) -> Reading | None:
-    """A NaN is a NaN, however many requests there were."""
-    invalid = sum(window.canary.invalid for window in windows)
-    if invalid == 0 or policy.invalid_outputs == "ignore":
-        return None
-    outputs = invalid + sum(sum(window.canary.outputs.values()) for window in windows)
-    stables = [window.stable for window in windows if window.stable is not None]
-    invalid_s = sum(stable.invalid for stable in stables)
-    outputs_s = invalid_s + sum(sum(stable.outputs.values()) for stable in stables)
-    what = "outputs were NaN or invalid"
-    return Reading("invalid", LARGEST, invalid, outputs, invalid_s, outputs_s, what, pick=broken)
 
 
 def incident(policy: PromotionPolicy, windows: Sequence[Window], counted: Tally) -> str | None:

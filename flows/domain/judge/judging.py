@@ -84,9 +84,6 @@ def judge_promoted(policy: PromotionPolicy, promotion: Sequence[Window], since: 
     readings = _detected(policy, counted, ramp)
     total = total_evidence(policy, {one.gate: one.log for one in readings})
     verdict = numbers(policy, counted, total)
-    broken = gates.broken_outputs(policy, windows)
-    if broken is not None:
-        return rejected(verdict, broken, "a single one is enough")
     planned = max(len(windows), policy.post_watch_seconds / policy.window_seconds)
     worst = harm(policy, readings, rejection(policy) + math.log(planned))
     if worst is not None:
@@ -175,9 +172,6 @@ def _beside(policy: PromotionPolicy, windows: list[Window]) -> Verdict:
     readings = beside_the_stable(policy, windows, counted, followed)
     total = total_evidence(policy, {one.gate: one.log for one in readings})
     verdict = numbers(policy, counted, total)
-    broken = gates.broken_outputs(policy, windows)
-    if broken is not None:
-        return rejected(verdict, broken, "a single one is enough")
     worst = harm(policy, readings, rejection(policy))
     if worst is not None:
         whom = named(policy, windows) if worst.gate == "errors" else ""
@@ -224,9 +218,6 @@ def _alone(policy: PromotionPolicy, windows: list[Window]) -> Verdict:
     errors = readings[0]
     upper = bounds(np.array(errors.canary_bad), np.array(errors.canary_total), policy.beta)[1]
     verdict = numbers(policy, counted, total)
-    broken = gates.broken_outputs(policy, windows)
-    if broken is not None:
-        return rejected(verdict, broken, "a single one is enough")
     worst = harm(policy, readings, rejection(policy))
     if worst is not None:
         level = policy.slo_error_rate if worst.gate == "errors" else policy.slo_slow_share

@@ -14,10 +14,6 @@ def failed(counts: Counts, _canary: bool) -> tuple[int, int]:
     return counts.errors, counts.requests
 
 
-def broken(counts: Counts, _canary: bool) -> tuple[int, int]:
-    return counts.invalid, counts.invalid + sum(counts.outputs.values())
-
-
 def disagreed(counts: Counts, _canary: bool) -> tuple[int, int]:
     return counts.disagreed, counts.compared
 

@@ -42,9 +42,7 @@ class Weights(BaseModel):
         return agreement
 
 
-RESERVED = frozenset(
-    {"approval", "incident", "invalid", "metrics", "outcomes", "proof", "time", "traffic", "weight"}
-)
+RESERVED = frozenset({"approval", "incident", "metrics", "outcomes", "proof", "time", "traffic", "weight"})
 """What verdicts are named after beside the gates."""
 
 
@@ -87,8 +85,6 @@ class PromotionPolicy(BaseModel):
     """Tolerated difference between the releases' shares of predictions in a bin, or up to a bin."""
     min_agreement: float | None = Field(default=None, gt=0, lt=1)
     """Least share of shadow answers that agree with the stable's; None: releases may disagree."""
-    invalid_outputs: Literal["reject", "ignore"] = "reject"
-    """What a single NaN, infinite or otherwise invalid output of the canary does."""
     require_metrics: bool = True
     """Hold a canary whose own servers show no metrics: its outputs cannot be checked."""
     weights: Weights = Weights()

@@ -50,11 +50,9 @@ def _reading(policy: PromotionPolicy, windows: Sequence[Window], verdict: Verdic
     errors = Reading("errors", 0.0, 0, 0, 0, 0, "requests failed")
     if verdict is None or not windows:
         return errors
-    broken = gates.broken_outputs(policy, windows)
     counted = tally(policy, windows)
     if windows[-1].stable is None:
         readings = gates.alone(policy, counted, windows)
     else:
         readings = beside_the_stable(policy, windows, counted, path(counted, last=True))
-    found = [*readings, *([broken] if broken is not None else [])]
-    return next((one for one in found if one.gate == verdict.metric), errors)
+    return next((one for one in readings if one.gate == verdict.metric), errors)

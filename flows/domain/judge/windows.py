@@ -39,8 +39,6 @@ class Counts:
     """Requests in the latency histogram (it may lag behind `requests` by a flush)."""
     slow: Mapping[float, int] = field(default_factory=dict)
     """Histogram bound in seconds → requests slower than it; falls with the bound."""
-    invalid: int = 0
-    """Outputs that were NaN, infinite or against the signature, as the servers count them."""
     outputs: Mapping[str, int] = field(default_factory=dict)
     """Bin of the prediction → how many."""
     compared: int = 0
@@ -76,7 +74,6 @@ class Counts:
             "requests",
             "errors",
             "timed",
-            "invalid",
             "compared",
             "disagreed",
             "started",
@@ -126,7 +123,6 @@ class Counts:
             self.errors + other.errors,
             self.timed + other.timed,
             _add(self.slow, other.slow),
-            self.invalid + other.invalid,
             _add(self.outputs, other.outputs),
             self.compared + other.compared,
             self.disagreed + other.disagreed,
@@ -233,6 +229,10 @@ def _add_pairs(left: Mapping[str, Pair], right: Mapping[str, Pair]) -> dict[str,
     return {key: (one[0] + other[0], one[1] + other[1]) for key, one, other in pairs}
 
 
+_NO_LONGER_COUNTED = frozenset({"invalid"})
+"""Of windows that were stored while it was. Nothing ever counted it, so nothing is lost."""
+
+
 def _both(left: int | None, right: int | None) -> int | None:
     return right if left is None else left if right is None else left + right
 
@@ -258,7 +258,8 @@ def _counts_from_json(content: Mapping[str, Any]) -> Counts:
         kind: {name: (bad, total) for name, (bad, total) in content.get(kind, {}).items()}
         for kind in ("segments", "metrics")
     }
-    return Counts(**{**content, **bounds, "outputs": dict(content["outputs"]), **pairs})
+    known = {name: value for name, value in content.items() if name not in _NO_LONGER_COUNTED}
+    return Counts(**{**known, **bounds, "outputs": dict(content["outputs"]), **pairs})
 
 
 def _bound(item: tuple[str, int]) -> float:

@@ -73,7 +73,6 @@ def test_a_hold_says_what_is_missing_and_how_long_it_takes() -> None:
         (Arm(error_rate=0.06), "errors"),
         (Arm(up=False), "errors"),
         (Arm(median_seconds=0.2), "latency"),
-        (Arm(invalid_rate=0.01), "invalid"),
         (Arm(bins=(0.0, 0.0, 0.0, 0.1, 0.9)), "outputs"),
     ],
 )
