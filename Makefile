@@ -5,12 +5,13 @@ BIN := .venv/bin
 # Tools that come as wheels (hadolint, the S3 server) are found there, as in an activated environment.
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 PYTEST := $(BIN)/python -m pytest
-# Half of the faults a commit, in turns.
-TURN := $(shell echo $$(( $$(git rev-list --count HEAD 2>/dev/null || echo 0) % 2 + 1 ))/2)
-# Most tests wait more than they compute. What runs a whole stack has the machine to itself.
+# A sixth of what is left out of `make test` a commit, in turns.
+TURN := $(shell echo $$(( $$(git rev-list --count HEAD 2>/dev/null || echo 0) % 6 + 1 ))/6)
+# Most tests wait more than they compute; whole stacks do so most of the time.
 SIDE_BY_SIDE := -n 3 --dist loadfile
+STACKS := -n 2 --dist loadfile
 
-.PHONY: help setup demo test fast lint format check up down image e2e chaos chaos-turn packages bench bench-judge bench-serving bench-drift \
+.PHONY: help setup demo test fast lint format check up down image e2e chaos thorough turn bench bench-judge bench-serving bench-drift \
         bench-rollback bench-scale infra-check constraints clean
 
 help:  ## list the verbs
@@ -33,7 +34,7 @@ test: setup  ## all suites: fast ones first, then real parts, then end to end an
 	$(PYTEST) -q $(SIDE_BY_SIDE) tests/domain tests/serving tests/flows tests/models
 	@$(BIN)/modelserve prepare
 	$(PYTEST) -q $(SIDE_BY_SIDE) tests/agreement tests/manifests tests/monitoring tests/infra tests/workflows tests/platform tests/integration
-	$(PYTEST) -q --durations=10 tests/e2e tests/chaos
+	$(PYTEST) -q $(STACKS) --durations=10 tests/e2e tests/chaos
 
 fast: setup  ## the tests that take seconds
 	$(PYTEST) -q $(SIDE_BY_SIDE) tests/domain tests/serving
@@ -59,18 +60,19 @@ image: setup  ## make what release images are built on
 	@$(BIN)/modelserve prepare
 
 e2e: setup  ## the end-to-end tests alone
-	$(PYTEST) -q --durations=10 tests/e2e tests/chaos
+	$(PYTEST) -q $(STACKS) --durations=10 tests/e2e tests/chaos
 
 chaos: setup  ## every fault under traffic; each write of a promotion killed around in both ways
 	@$(BIN)/modelserve prepare
 	$(PYTEST) -q --durations=10 tests/chaos -m ""
 
-chaos-turn: setup  ## of what `make test` leaves out of chaos, the part whose turn it is: TURN=1/2
+thorough: setup  ## all else that `make test` leaves out: larger sizes, and packages that take minutes to install
 	@$(BIN)/modelserve prepare
-	$(PYTEST) -q --durations=10 tests/chaos -m thorough --turn $(TURN)
+	$(PYTEST) -q --durations=10 $(filter-out tests/chaos/,$(wildcard tests/*/)) -m thorough
 
-packages: setup  ## real packages that take minutes to install: TensorFlow, Hugging Face, an MLflow server
-	$(PYTEST) -q --durations=10 tests/integration -m thorough
+turn: setup  ## of what `make test` leaves out, faults included, the part whose turn it is: TURN=1/6
+	@$(BIN)/modelserve prepare
+	$(PYTEST) -q --durations=10 tests -m thorough --turn $(TURN)
 
 bench: bench-judge bench-serving bench-drift bench-rollback bench-scale  ## every benchmark
 

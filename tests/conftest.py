@@ -21,6 +21,29 @@ settings.register_profile("no clock", deadline=None)
 settings.load_profile("no clock")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--turn",
+        metavar="N/M",
+        help="of the tests marked thorough only every M-th, from the N-th on (1/2 and 2/2 are all of them)",
+    )
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With `--turn`, leave out the thorough tests whose turn it is not."""
+    wanted = config.getoption("--turn")
+    if not wanted:
+        return
+    number, turns = (int(part) for part in wanted.split("/"))
+    if not 1 <= number <= turns:
+        raise pytest.UsageError(f"--turn {wanted}: N is between 1 and M")
+    thorough = [item for item in items if item.get_closest_marker("thorough")]
+    others = [item for place, item in enumerate(thorough) if place % turns != number - 1]
+    items[:] = [item for item in items if item not in others]
+    config.hook.pytest_deselected(items=others)
+
+
 @pytest.fixture(scope="session")
 def postgres_url() -> Iterator[str]:
     """A real PostgreSQL server for the session; tests make their own databases in it."""

@@ -78,7 +78,7 @@ print(json.dumps(answers))
 """
 
 
-@pytest.mark.thorough  # `make packages` plays what makes environments of a gigabyte
+@pytest.mark.thorough  # `make thorough` plays what makes environments of a gigabyte
 def test_a_folder_of_hugging_face_classifies(state: Path, tmp_path: Path, type_in: TypeIn) -> None:
     script = HUGGING_FACE.replace("ARCHITECTURE", "BertForSequenceClassification")
     script = script.replace("ANSWER", "out.logits.softmax(-1)[0].tolist()")

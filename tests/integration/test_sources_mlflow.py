@@ -1,6 +1,6 @@
 """Models out of a real MLflow tracking server, which runs in an environment of its own.
 
-Its packages take minutes to install: `make packages` plays this, `make test` does not. `MLFLOW_PYTHON` may
+Its packages take minutes to install: `make thorough` plays this, `make test` does not. `MLFLOW_PYTHON` may
 name an interpreter that has them.
 """
 

@@ -20,7 +20,9 @@ from flows.domain.signature import Column
 from flows.domain.spec import parse_spec
 from serving.models.flights import data, handler, learning, train
 from serving.models.flights.train import LIVE_SINCE, LIVE_UNTIL, RECIPES, Trained, area_under_curve, bundle
+from tests.models.conftest import post
 
+ROWS = 600
 MODEL_YAML = Path(train.__file__).with_name("model.yaml")
 
 
@@ -154,6 +156,31 @@ def test_a_row_is_answered_alike_alone_and_among_others(trained: dict[int, Train
     alone = [handler.predict(model, [row])[0][handler.OUTPUT] for row in rows]
     assert together == pytest.approx(alone, abs=1e-6)
     assert len(set(together)) > 32
+
+
+def test_every_version_passes_its_integration_samples(
+    trained: dict[int, Trained], servers: dict[int, str]
+) -> None:
+    for version, url in servers.items():
+        lines = (trained[version].bundle / "samples.jsonl").read_text().splitlines()
+        assert lines
+        for sample in map(json.loads, lines):
+            status, answer = post(f"{url}/predict", {"instances": sample["instances"]})
+            assert status == sample.get("status", 200)
+            if status == 200:
+                assert answer["predictions"] == pytest.approx(sample["predictions"], abs=sample["tolerance"])
+
+
+def test_only_the_sick_version_fails_real_requests(prepared: Path, servers: dict[int, str]) -> None:
+    live = data.between(prepared, LIVE_SINCE, LIVE_UNTIL)
+    rows = learning.inputs(live.take(list(range(0, len(live), len(live) // ROWS))))
+    failed = {}
+    for version, url in servers.items():
+        statuses = [post(f"{url}/predict", {"instances": [row]})[0] for row in rows]
+        assert set(statuses) <= {200, 500}
+        failed[version] = statuses.count(500) / len(statuses)
+    assert failed[1] == failed[2] == 0
+    assert 0.04 < failed[3] < 0.13
 
 
 def test_the_same_data_gives_the_same_bytes(

@@ -60,7 +60,10 @@ UNCHANGED: dict[str, tuple[str, Make]] = {
 }
 
 
-@pytest.mark.parametrize("days", [None, 20.0], ids=["in row order", "in time"])
+@pytest.mark.parametrize(
+    "days",
+    [pytest.param(None, id="in row order", marks=pytest.mark.thorough), pytest.param(20.0, id="in time")],
+)
 @pytest.mark.parametrize("kind", UNCHANGED)
 def test_a_column_in_which_nothing_changes_does_not_alarm(kind: str, days: float | None) -> None:
     type_, make = UNCHANGED[kind]

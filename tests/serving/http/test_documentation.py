@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,6 @@ from serving.http.edge import route_label
 from tests.serving.server_runs import ThreadedServer, threaded
 
 POSITIVE = schemathesis.GenerationMode.POSITIVE
-EXAMPLES = int(os.environ.get("SCHEMATHESIS_EXAMPLES", "10"))
-"""Requests an operation and mode; a long search takes more."""
 
 
 def test_examples_come_from_the_models_own_signature_and_work(
@@ -55,18 +52,19 @@ def whole_servers(
         yield [first, second]
 
 
+@pytest.mark.parametrize("examples", [6, pytest.param(50, marks=pytest.mark.thorough)])
 def test_schemathesis_finds_no_fault(
-    whole_servers: list[ThreadedServer], record_property: Callable[[str, object], None]
+    whole_servers: list[ThreadedServer], record_property: Callable[[str, object], None], examples: int
 ) -> None:
     for server in whole_servers:
-        statuses = hold_to_its_schema(server)
+        statuses = hold_to_its_schema(server, examples)
         record_property("schemathesis", statuses)
         print(f"schemathesis: {sum(statuses.values())} requests, by status {dict(sorted(statuses.items()))}")
-        assert sum(statuses.values()) > 10 * EXAMPLES
+        assert sum(statuses.values()) > 10 * examples
         assert {200, 202, 404, 422} <= set(statuses)
 
 
-def hold_to_its_schema(server: ThreadedServer) -> dict[int, int]:
+def hold_to_its_schema(server: ThreadedServer, examples: int) -> dict[int, int]:
     """Requests that keep the schema and requests that break it; how often each status was answered."""
     schema = schemathesis.openapi.from_url(server.url + "/openapi.json")
     statuses: dict[int, int] = {}
@@ -79,7 +77,7 @@ def hold_to_its_schema(server: ThreadedServer) -> dict[int, int]:
             strategy = operation.as_strategy(generation_mode=mode)
 
             @settings(
-                max_examples=EXAMPLES, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+                max_examples=examples, deadline=None, database=None, suppress_health_check=list(HealthCheck)
             )
             @given(case=strategy)
             def hold(case: schemathesis.Case) -> None:
