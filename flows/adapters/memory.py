@@ -15,24 +15,27 @@ class MemoryPlatform:
 
     `broken` names releases that never become ready. `fail` holds an error that the next call of a method
     raises instead of acting: `fail["route"] = DependencyDown(...)`. `changes` lists every route that was
-    set, in order.
+    set, in order; `takers` every release that was started to take over from everybody.
     """
 
     def __init__(self) -> None:
         self.broken: set[str] = set()
         self.fail: dict[str, Exception] = {}
+        self.takers: list[str] = []
         self.changes: list[tuple[str, Routes]] = []
         self._releases: dict[str, Release] = {}
         self._routes: dict[str, Routes] = {}
         self._lock = threading.RLock()
 
-    def start(self, release: Release, spec: ModelSpec) -> None:
+    def start(self, release: Release, spec: ModelSpec, *, takes_over: bool = False) -> None:
         with self._lock:
             self._maybe_fail("start")
             if release.name in self.broken:
                 seconds = spec.resources.start_seconds
                 raise ReleaseNotReady(f"{release.name} is not ready: broken on purpose (of {seconds:g} s)")
             self._releases[release.name] = release
+            if takes_over:
+                self.takers.append(release.name)
 
     def stop(self, release: Release) -> None:
         with self._lock:

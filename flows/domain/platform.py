@@ -16,8 +16,12 @@ class Platform(Protocol):
     when somebody else keeps changing the route, `DependencyDown` when the platform does not answer.
     """
 
-    def start(self, release: Release, spec: ModelSpec) -> None:
-        """Start the release's servers; return when they are ready to answer."""
+    def start(self, release: Release, spec: ModelSpec, *, takes_over: bool = False) -> None:
+        """Start the release's servers; return when as many as the model asks for are ready to answer.
+
+        `takes_over`: it gets everybody's traffic at once, and needs what the release that has it now has
+        grown to. Where there is no room for that many, it begins with fewer rather than never.
+        """
 
     def stop(self, release: Release) -> None:
         """Drain and remove the release's servers; nothing happens when there are none."""

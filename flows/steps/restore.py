@@ -298,7 +298,7 @@ def _started(plane: ControlPlane, turn: Turn, retreat: Retreat) -> Release | Non
     target = turn.release(retreat.target)
     spec = parse_spec(plane.registry.spec(target.model, target.version), f"{target.name}/model.yaml")
     try:
-        plane.platform.start(target, spec)
+        plane.platform.start(target, spec, takes_over=True)
     except ReleaseNotReady:
         if plane.platform.routes(target.model).weight(target.name) == 0:
             raise

@@ -68,7 +68,7 @@ def kubernetes_platform(
         cluster = cluster or Cluster()
         api = Api(lambda: connect(timeout_seconds=timeout_seconds), cluster.namespace, sleep=clock.sleep)
         try:
-            yield KubernetesPlatform(api, cluster, clock=clock, sleep=clock.sleep)
+            yield KubernetesPlatform(api, cluster, clock=clock, sleep=clock.sleep, now=clock)
         finally:
             api.close()
 

@@ -10,7 +10,8 @@ import pytest
 
 from flows import wiring
 from flows.adapters.kubernetes import KubernetesPlatform, read_skeletons
-from flows.domain.cluster.manifests import PINNED_ANNOTATION, Cluster
+from flows.adapters.kubernetes.platform import MESH_SECONDS
+from flows.domain.cluster.manifests import PINNED_ANNOTATION, ROUTED_ANNOTATION, Cluster
 from flows.domain.errors import ReleaseExists, ReleaseNotReady, RouteConflict
 from flows.domain.routes import Match, Mirror, Routes
 from flows.settings import Settings
@@ -526,6 +527,50 @@ def test_a_virtual_service_of_somebody_else_is_left_alone(
     assert thing["spec"] == foreign["spec"]
 
 
+# -- make before break
+
+
+@pytest.mark.parametrize("late", [0.0, 3.0, 3600.0])
+def test_nothing_is_deleted_before_the_mesh_has_the_new_route(
+    platform: KubernetesPlatform, fake: FakeKubernetes, clock: Clock, late: float
+) -> None:
+    """istiod pushes clusters before routes, up to ten seconds late: what is gone by then is an empty 503."""
+    for version in (1, 2):
+        platform.start(a_release(version), a_spec())
+    platform.route("flights", Routes({"flights-v1": 50, "flights-v2": 50}))
+    clock.now += 100
+    writes: list[tuple[str, float]] = []
+    fake.before_write = lambda _fake, resource, _name: writes.append((resource, clock.now))
+    platform.route("flights", Routes({"flights-v1": 100}))
+    clock.now += late
+    begun = clock.now
+    platform.stop(a_release(2))
+    (routed,) = {at for resource, at in writes if resource == "virtualservices"}
+    deleted = [at for resource, at in writes if resource in ("services", "destinationrules", "deployments")]
+    assert deleted
+    assert min(deleted) - routed >= MESH_SECONDS
+    assert clock.now - begun <= MESH_SECONDS, "and what is long known is not waited for again"
+
+
+def test_who_says_when_the_route_was_written_may_be_wrong(
+    platform: KubernetesPlatform, fake: FakeKubernetes, clock: Clock
+) -> None:
+    """A clock that is an hour ahead, or somebody's hand: the servers are removed all the same."""
+    platform.start(a_release(1), a_spec())
+    platform.route("flights", Routes({"flights-v1": 100}))
+    for value in ("3600", "yesterday"):
+        platform.start(a_release(2), a_spec())
+        fake.edit(
+            "virtualservices",
+            "flights",
+            lambda it, v=value: it["metadata"]["annotations"].update({ROUTED_ANNOTATION: v}),
+        )
+        begun = clock.now
+        platform.stop(a_release(2))
+        assert clock.now - begun == MESH_SECONDS
+        assert fake.thing("deployments", "flights-v2") is None
+
+
 # -- size during a promotion
 
 
@@ -628,6 +673,60 @@ def test_a_rollback_does_not_wait_for_more_servers_than_the_model_asks_for(
     clock.now = 0
     platform.start(a_release(1), a_spec(replicas=2, max_replicas=10))
     assert clock.now == 0
+
+
+@pytest.mark.parametrize("autoscaling", ["hpa", "keda", "none"])
+def test_started_means_as_many_servers_as_the_model_asks_for(
+    platform: KubernetesPlatform, fake: FakeKubernetes, autoscaling: str
+) -> None:
+    """A Deployment that leaves its number to an autoscaler has one server until that one looks at it."""
+    spec = a_spec(autoscaling=autoscaling, replicas=3, max_replicas=10)
+    ready = {"count": 0}
+
+    def one_after_the_other(fake: FakeKubernetes, deployment: Thing) -> None:
+        healthy(fake, deployment)
+        ready["count"] = min(ready["count"] + 1, deployment["spec"]["replicas"])
+        deployment["status"].update(updatedReplicas=ready["count"], availableReplicas=ready["count"])
+
+    fake.kubelet = one_after_the_other
+    platform.start(a_release(1), spec)
+    assert ready["count"] == 3
+
+
+@pytest.mark.parametrize("autoscaling", ["hpa", "keda"])
+def test_who_takes_over_from_everybody_is_as_large_as_who_gives(
+    platform: KubernetesPlatform, fake: FakeKubernetes, autoscaling: str
+) -> None:
+    spec = a_spec(autoscaling=autoscaling, replicas=2, max_replicas=10)
+    platform.start(a_release(2), spec)
+    platform.route("flights", Routes({"flights-v2": 100}))
+    fake.edit("deployments", "flights-v2", lambda thing: thing["spec"].update(replicas=7))  # grown under load
+
+    platform.start(a_release(1), spec, takes_over=True)
+
+    thing = fake.thing("deployments", "flights-v1")
+    assert thing is not None
+    assert thing["spec"]["replicas"] == thing["status"]["availableReplicas"] == 7
+
+
+def test_nobody_waits_for_ever_for_a_taker_as_large_as_the_giver(
+    platform: KubernetesPlatform, fake: FakeKubernetes, clock: Clock
+) -> None:
+    """The cluster is full: what the model asks for is there, and users leave the broken release."""
+    spec = a_spec(replicas=2, max_replicas=10, start_seconds=30)
+    platform.start(a_release(2), spec)
+    platform.route("flights", Routes({"flights-v2": 100}))
+    fake.edit("deployments", "flights-v2", lambda thing: thing["spec"].update(replicas=7))
+
+    def full(fake: FakeKubernetes, deployment: Thing) -> None:
+        healthy(fake, deployment)
+        if deployment["metadata"]["name"] == "flights-v1":
+            deployment["status"].update(updatedReplicas=4, availableReplicas=4)
+
+    fake.kubelet = full
+    clock.now = 0
+    platform.start(a_release(1), spec, takes_over=True)
+    assert 30 <= clock.now < 40
 
 
 def test_servers_that_serve_are_not_replaced_by_a_newer_skeleton(

@@ -47,7 +47,8 @@ def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Harness
 
     def again() -> KubernetesPlatform:
         apis.append(Api(connect, fake.namespace, sleep=Clock().sleep))
-        return KubernetesPlatform(apis[-1], sleep=Clock().sleep)
+        clock = Clock()
+        return KubernetesPlatform(apis[-1], sleep=clock.sleep, now=clock)
 
     with kubernetes_platform(fake, tmp_path, monkeypatch.setenv) as platform:
         yield Harness(

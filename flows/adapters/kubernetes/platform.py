@@ -32,6 +32,7 @@ from flows.domain.cluster.manifests import (
     MODEL_LABEL,
     PORT,
     RELEASE_LABEL,
+    ROUTED_ANNOTATION,
     SHA256_ANNOTATION,
     Cluster,
     Manifest,
@@ -45,6 +46,10 @@ from flows.domain.routes import Routes
 from flows.domain.spec import ModelSpec
 
 ROUTE_TRIES = 8
+MESH_SECONDS = 15.0
+"""How long a gateway may go on with an old route. istiod collects changes for up to 10 s
+(PILOT_DEBOUNCE_MAX) and pushes clusters before routes: a Service that is deleted sooner is an empty 503 for
+whoever is still sent to it."""
 OWN_KINDS = (
     "ScaledObject",
     "InterceptorRoute",
@@ -61,7 +66,8 @@ class KubernetesPlatform:
     """See `flows.domain.platform.Platform`. One instance may be used by several threads in turn.
 
     Without arguments it uses the credentials that kubectl would and the names that `k8s/` sets up.
-    `clock` and `sleep` are in seconds. `poll_seconds` is how often a starting release is looked at.
+    `clock`, `sleep` and `now` (Unix time) are in seconds. `poll_seconds` is how often a starting release is
+    looked at.
     """
 
     def __init__(
@@ -72,6 +78,7 @@ class KubernetesPlatform:
         poll_seconds: float = 2,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self._cluster = cluster or Cluster()
         self._api = api or Api(connect, self._cluster.namespace)
@@ -79,6 +86,7 @@ class KubernetesPlatform:
         self._autoscalers = Autoscalers(self._api)
         self._readiness = Readiness(self._api, self._cluster, poll_seconds, clock, sleep)
         self._sleep = sleep
+        self._now = now
 
     def close(self) -> None:
         """Give the connections back; the next call opens new ones."""
@@ -86,7 +94,7 @@ class KubernetesPlatform:
 
     # -- servers
 
-    def start(self, release: Release, spec: ModelSpec) -> None:
+    def start(self, release: Release, spec: ModelSpec, *, takes_over: bool = False) -> None:
         """Create or wake the release's servers and wait until they serve.
 
         Releases of the model that serve now are pinned first, so that they can take the traffic back.
@@ -106,22 +114,44 @@ class KubernetesPlatform:
             applied = known
         else:
             applied = self._apply(deployment)
-        if applied["spec"].get("replicas") == 0:
-            wanted = max(pin or 0, 1)
-            applied = self._wake(release.name, wanted)
+        least = max(pin or 0, spec.resources.replicas)
+        wanted = least
+        if takes_over and spec.resources.autoscaling != "none":
+            wanted = max(least, min(self._giver(release, deployments), spec.resources.max_replicas))
+        if replicas_of(applied) < wanted:
+            # The autoscaler would do so too once it looks, and takes none away for minutes.
+            applied = self._scale(release.name, wanted)
         owner = owner_reference(applied)
         for manifest in rest:
             manifest["metadata"]["ownerReferences"] = [owner]
             self._apply(manifest)
         self._readiness.wait(release.name, spec.resources.start_seconds, spec.resources.replicas)
+        self._readiness.give_time(release.name, spec.resources.start_seconds, wanted)
 
     def stop(self, release: Release) -> None:
-        """Remove the release's objects; pods drain by their preStop hook. Foreign objects are left alone."""
+        """Remove the release's objects once no gateway can send it anybody any more.
+
+        Pods drain by their preStop hook. Foreign objects are left alone.
+        """
+        self._let_gateways_learn(release.model)
         for kind in OWN_KINDS:
             for item in self._api.find(kind, labels={RELEASE_LABEL: release.name, MANAGED_BY: MANAGER}):
                 name = item["metadata"]["name"]
                 if name in (release.name, aside_name(release.name)):
                     self._api.delete(kind, name)
+
+    def _let_gateways_learn(self, model: str) -> None:
+        """Make before break: wait until every gateway has the route that we wrote last."""
+        found = self._api.get("VirtualService", model)
+        annotations = (found or {}).get("metadata", {}).get("annotations") or {}
+        try:
+            written = float(annotations.get(ROUTED_ANNOTATION, "-inf"))
+        except ValueError:
+            written = self._now()
+        # Another machine's clock may be ahead of ours; nobody waits for longer than it takes.
+        left = min(written + MESH_SECONDS - self._now(), MESH_SECONDS)
+        if left > 0:
+            self._sleep(left)
 
     def running(self) -> frozenset[str]:
         found = self._api.find("Deployment", labels={MANAGED_BY: MANAGER})
@@ -183,7 +213,9 @@ class KubernetesPlatform:
         try:
             if found is None:
                 skeleton = self._skeletons["virtual-service"]
-                self._api.create(mesh.virtual_service(model, ours, self._cluster, skeleton))
+                made = mesh.virtual_service(model, ours, self._cluster, skeleton)
+                made["metadata"].setdefault("annotations", {})[ROUTED_ANNOTATION] = self._moment()
+                self._api.create(made)
                 return True
             entries = entries_of(found)
             if not (is_ours(found) or any(mesh.is_ours(entry) for entry in entries)):
@@ -194,11 +226,15 @@ class KubernetesPlatform:
             merged = mesh.merge(entries, ours)
             if merged != entries:
                 version = found["metadata"]["resourceVersion"]
-                patch = {"metadata": {"resourceVersion": version}, "spec": {"http": merged}}
+                metadata = {"resourceVersion": version, "annotations": {ROUTED_ANNOTATION: self._moment()}}
+                patch = {"metadata": metadata, "spec": {"http": merged}}
                 self._api.merge("VirtualService", model, patch)
         except Conflict:
             return False
         return True
+
+    def _moment(self) -> str:
+        return f"{self._now():.3f}"
 
     # -- what a start needs
 
@@ -254,7 +290,7 @@ class KubernetesPlatform:
             if name in autoscalers:
                 self._autoscalers.pin(autoscalers[name], replicas)
             if replicas == 0:
-                self._wake(name, 1)
+                self._scale(name, 1)
                 woken.append(name)
         if not returns:
             for name in woken:
@@ -273,12 +309,27 @@ class KubernetesPlatform:
             if name in routes.weights and pinned_from(autoscaler) is None:
                 self._autoscalers.pin(autoscaler, replicas_of(deployments[name]))
 
-    def _wake(self, name: str, replicas: int) -> Manifest:
+    def _giver(self, release: Release, deployments: Mapping[str, Manifest]) -> int:
+        """Servers of the largest release that has a share of the model's traffic."""
+        try:
+            weights = self.routes(release.model).weights
+        except RouteConflict:
+            return 0  # see _brace
+        return max(
+            (
+                replicas_of(deployments[name])
+                for name, weight in weights.items()
+                if weight and name in deployments
+            ),
+            default=0,
+        )
+
+    def _scale(self, name: str, replicas: int) -> Manifest:
         try:
             return self._api.merge("Deployment", name, {"spec": {"replicas": replicas}})
         except Conflict as error:
             raise ReleaseNotReady(
-                f"the Deployment {name} was deleted while it was woken; start it again"
+                f"the Deployment {name} was deleted while it was scaled; start it again"
             ) from error
 
     def _apply(self, manifest: Manifest) -> Manifest:

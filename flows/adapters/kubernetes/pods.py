@@ -44,14 +44,16 @@ class Trouble:
 
 
 def is_available(deployment: Manifest, replicas: int) -> bool:
-    """`replicas` servers (fewer when the Deployment asks for fewer) are up to date and available."""
+    """`replicas` servers are up to date and available.
+
+    How many the Deployment asks for says nothing: an autoscaler raises that some seconds later.
+    """
     status = deployment.get("status", {})
-    wanted = min(deployment["spec"].get("replicas", 1), replicas)
     return bool(
-        wanted > 0
+        replicas > 0
         and status.get("observedGeneration", 0) >= deployment["metadata"].get("generation", 1)
-        and status.get("updatedReplicas", 0) >= wanted
-        and status.get("availableReplicas", 0) >= wanted
+        and status.get("updatedReplicas", 0) >= replicas
+        and status.get("availableReplicas", 0) >= replicas
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 from flows.adapters.kubernetes.api import Api
@@ -16,6 +17,8 @@ from flows.adapters.kubernetes.pods import (
 from flows.domain.cluster.manifests import RELEASE_LABEL, Cluster, Manifest
 from flows.domain.errors import ReleaseNotReady
 from flows.domain.logs import cause
+
+log = logging.getLogger(__name__)
 
 LOG_LINES = 50
 
@@ -38,9 +41,9 @@ class Readiness:
         self._sleep = sleep
 
     def wait(self, name: str, start_seconds: float, replicas: int) -> None:
-        """Until `replicas` servers are available (fewer when the Deployment asks for fewer).
+        """Until `replicas` servers are available.
 
-        More may be wanted by an autoscaler; a rollback does not wait for those. The time that a pod waits
+        More may be wanted by an autoscaler; nobody waits for those here. The time that a pod waits
         for a node, and the node for the image, does not count as starting.
         """
         begun = self._clock()
@@ -69,6 +72,16 @@ class Readiness:
                 waited = f"{lacks} after {now - begun:.0f} s"
                 raise self._not_ready(name, trouble or self._complaint(pods), waited)
             self._sleep(self._poll_seconds)
+
+    def give_time(self, name: str, seconds: float, replicas: int) -> None:
+        """Until `replicas` servers are available, but no longer than `seconds`: fewer are no error."""
+        until = self._clock() + seconds
+        while self._clock() < until:
+            deployment = self._api.get("Deployment", name)
+            if deployment is None or is_available(deployment, replicas):
+                return
+            self._sleep(self._poll_seconds)
+        log.warning("%s has fewer than %d servers after %.0f s and is used as it is", name, replicas, seconds)
 
     def _complaint(self, pods: list[Manifest]) -> Trouble | None:
         pod = unready_pod(pods)

@@ -28,6 +28,8 @@ ENTRY_LABEL = "modelserve.ai/entry"
 """`interceptor`: requests enter a release through KEDA's interceptor; `direct`: through its Service."""
 SHA256_ANNOTATION = "modelserve.ai/bundle-sha256"
 PINNED_ANNOTATION = "modelserve.ai/pinned-from"
+ROUTED_ANNOTATION = "modelserve.ai/routed-at"
+"""On a VirtualService: when (Unix time) we last changed who gets traffic."""
 """On an autoscaler whose minimum is pinned: the minimum to restore."""
 PROBE_SECONDS = 2
 SERVER_DRAIN_SECONDS = 15

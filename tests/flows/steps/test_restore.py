@@ -49,6 +49,7 @@ def test_a_stable_leaves_for_the_previous_release_which_is_started_first(
     story.promoted(2)
     platform.stop(story.release(1))
     restore(plane, "flights", "an alert", State.REJECTED)
+    assert platform.takers == ["flights-v1"], "as large as the one that leaves"
     assert story.weights() == {"flights-v1": 100}
     assert story.phases() == {1: Phase.STABLE, 2: Phase.REJECTED}
 
