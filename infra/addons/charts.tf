@@ -30,11 +30,12 @@ locals {
 
   values = { for name in keys(local.charts) : name => templatefile("${path.module}/values/${name}.yaml.tftpl", local.value_facts) }
 
-  # Order of installation: each wave needs the custom resources, webhooks or secrets of the one before.
+  # Order of installation: each wave needs the custom resources, webhooks or secrets of the one before. What starts
+  # beside istiod may start without a sidecar, and is then refused by everybody or talks in the clear.
   waves = {
     first  = ["metrics-server", "cluster-autoscaler", "load-balancer-controller", "nvidia-device-plugin", "external-secrets", "istio-base", "keda"]
-    second = ["istiod", "istio-cni", "keda-add-ons-http"]
-    third  = ["istio-ingressgateway", "kube-prometheus-stack", "loki", "prefect-server"]
+    second = ["istiod", "istio-cni"]
+    third  = ["istio-ingressgateway", "keda-add-ons-http", "kube-prometheus-stack", "loki", "prefect-server"]
     fourth = ["nginx-ingress", "alloy", "dcgm-exporter", "cloudwatch-exporter"]
   }
 }

@@ -13,7 +13,7 @@ resource "helm_release" "first" {
   wait       = true
   timeout    = 600
 
-  depends_on = [kubernetes_namespace_v1.this]
+  depends_on = [kubernetes_namespace_v1.this, kubernetes_priority_class_v1.this]
 }
 
 resource "helm_release" "second" {

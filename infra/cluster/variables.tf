@@ -145,11 +145,11 @@ variable "monthly_budget_usd" {
 }
 
 variable "github_repository" {
-  description = "owner/name of the repository whose workflows may take the roles of github.tf."
+  description = "owner/name of the repository whose workflows may take the roles of github.tf; owner@ID/name@ID where its tokens say so."
   type        = string
 
   validation {
-    condition     = can(regex("^[A-Za-z0-9-]+/[A-Za-z0-9._-]+$", var.github_repository))
-    error_message = "github_repository must be owner/name."
+    condition     = can(regex("^[A-Za-z0-9-]+(/[A-Za-z0-9._-]+|@[0-9]+/[A-Za-z0-9._-]+@[0-9]+)$", var.github_repository))
+    error_message = "github_repository must be owner/name, or owner@ID/name@ID with GitHub's numbers of both."
   }
 }

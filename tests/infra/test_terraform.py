@@ -224,6 +224,40 @@ def test_secrets_that_pods_ask_for_are_made() -> None:
     assert asked <= made
 
 
+def test_what_joins_the_mesh_is_installed_after_it() -> None:
+    """What starts beside istiod may start without a sidecar."""
+    (content,) = read(CHARTS)["locals"]
+    waves, charts = content["waves"], content["charts"]
+    injected = {name for name, chart in charts.items() if chart["namespace"] in injected_namespaces()}
+    (mesh,) = [wave for wave, names in waves.items() if "istiod" in names]
+    later = [wave for wave in waves if list(waves).index(wave) > list(waves).index(mesh)]
+    joining = injected - {"keda"}  # its operator scales and sends no request; the test below says that it may
+    assert "keda-add-ons-http" in joining
+    assert {name for wave in later for name in waves[wave]} >= joining
+
+
+def injected_namespaces() -> set[str]:
+    text = (INFRA / "addons" / "namespaces.tf").read_text()
+    return set(re.findall(r"^ {4}([a-z-]+) += merge\(local\.injected", text, re.M))
+
+
+@pytest.mark.parametrize(
+    ("name", "allowed"),
+    [
+        ("example/modelserveai", True),
+        ("example@123/modelserve.ai@456", True),  # repositories that were made or renamed since July 2026
+        ("example@/modelserveai@456", False),
+        ("example/modelserveai@456", False),
+        ("example/modelserveai:*", False),
+        ("*/*", False),
+    ],
+)
+def test_github_may_name_a_repository_in_both_of_its_ways(name: str, allowed: bool) -> None:
+    text = (INFRA / "cluster" / "variables.tf").read_text()
+    (pattern,) = re.findall(r'regex\("([^"]+)", var\.github_repository\)', text)
+    assert bool(re.fullmatch(pattern, name)) is allowed
+
+
 def test_every_file_that_alertmanager_reads_is_mounted() -> None:
     chart = (INFRA / "addons" / "charts" / "platform" / "templates" / "external-secrets.yaml").read_text()
     config = (REPOSITORY / "monitoring" / "alertmanager.yml").read_text()

@@ -167,10 +167,10 @@ def test_the_monitors_find_targets_and_give_the_labels_that_the_rules_read(overl
         if thing["kind"] == "PodMonitor"
     }
     assert {one["portNumber"] for one in endpoints.values()} == {15090}
-    for gateway in ("istio-gateway", "keda-interceptor"):
-        assert {"targetLabel": "job", "replacement": "gateway"} in endpoints[gateway]["relabelings"]
+    for monitor, job in {"istio-gateway": "gateway", "keda-interceptor": "interceptor"}.items():
+        assert {"targetLabel": "job", "replacement": job} in endpoints[monitor]["relabelings"]
         # The proxy's own word for `pod` must not win over the operator's.
-        assert "honorLabels" not in endpoints[gateway]
+        assert "honorLabels" not in endpoints[monitor]
     servers = endpoints["model-servers"]
     assert [one["replacement"] for one in servers["relabelings"]] == ["$1:15020"]
     assert servers["honorLabels"] is True
