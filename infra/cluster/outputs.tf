@@ -15,6 +15,8 @@ output "facts" {
       host          = module.database.db_instance_address
       port          = module.database.db_instance_port
       master_secret = module.database.db_instance_master_user_secret_arn
+      # Raised for new passwords: whoever holds them learns of it by this number.
+      passwords_version = var.database_secrets_version
     }
     alarms_topic = module.alarms_topic.topic_arn
   }

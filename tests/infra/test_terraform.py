@@ -258,6 +258,29 @@ def test_github_may_name_a_repository_in_both_of_its_ways(name: str, allowed: bo
     assert bool(re.fullmatch(pattern, name)) is allowed
 
 
+def test_new_passwords_reach_the_database_with_the_same_number_that_makes_them() -> None:
+    """What was raised for new ones changed no input of the release whose job sets them: within the hour pods
+    got passwords that PostgreSQL did not know."""
+    secrets = (INFRA / "cluster" / "secrets.tf").read_text()
+    assert set(re.findall(r"secret_string_wo_version = (\S+)", secrets)) == {"var.database_secrets_version"}
+    facts = read(INFRA / "cluster" / "outputs.tf")["output"][0]["facts"]["value"]
+    assert "var.database_secrets_version" in str(facts["database"]["passwords_version"])
+    release = next(
+        one["helm_release"]["platform"]
+        for one in read(INFRA / "addons" / "releases.tf")["resource"]
+        if "platform" in one["helm_release"]
+    )
+    assert "database = local.facts.database" in (INFRA / "addons" / "releases.tf").read_text()
+    assert release["depends_on"]
+    chart = INFRA / "addons" / "charts" / "platform" / "templates"
+    (read_by_job,) = re.findall(r"secretRef: \{name: (.+)\}$", (chart / "databases.yaml").read_text(), re.M)
+    fetched = re.findall(
+        r"target: \{name: (.+), creationPolicy", (chart / "external-secrets.yaml").read_text()
+    )
+    assert read_by_job == "database-roles-v{{ .Values.database.passwords_version }}"
+    assert read_by_job in fetched, "a secret of its own for each version, so that none is stale"
+
+
 def test_every_file_that_alertmanager_reads_is_mounted() -> None:
     chart = (INFRA / "addons" / "charts" / "platform" / "templates" / "external-secrets.yaml").read_text()
     config = (REPOSITORY / "monitoring" / "alertmanager.yml").read_text()

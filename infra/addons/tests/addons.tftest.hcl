@@ -19,7 +19,7 @@ override_data {
         artifacts    = "s3://artifacts"
         logs_bucket  = "logs"
         registry     = "111111111111.dkr.ecr.eu-central-1.amazonaws.com"
-        database     = { host = "database.invalid", port = 5432, master_secret = "arn:mock" }
+        database     = { host = "database.invalid", port = 5432, master_secret = "arn:mock", passwords_version = 1 }
         alarms_topic = "arn:mock"
       }
     }
