@@ -40,6 +40,7 @@ MODELS = {
 }
 NEWER_THAN_THE_MODELS = {
     ("ScaledObject", "spec.fallback.behavior"),  # KEDA 2.17
+    ("VirtualService", "spec.http[].retries.backoff"),  # in the CRDs of the Istio that we install
     ("PodMonitor", "spec.podMetricsEndpoints[].portNumber"),  # operator 0.81
 }
 """Fields that exist in the versions we install and not yet in the packaged models."""

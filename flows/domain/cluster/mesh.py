@@ -38,6 +38,12 @@ VERSION_HEADER = "x-model-version"
 _ANY_VERSION = {VERSION_HEADER: {"regex": ".*"}}
 COOKIE_SECONDS = 30 * 24 * 3600
 """How long a visitor of an A/B test keeps the release that he was given first."""
+NOT_REACHED = "connect-failure,refused-stream"
+AWAKE: Mapping[str, Any] = {"attempts": 2, "retry_on": NOT_REACHED, "backoff": None}
+ASLEEP: Mapping[str, Any] = {"attempts": 8, "retry_on": f"{NOT_REACHED},503", "backoff": "250ms"}
+"""The interceptor lets a request go as soon as the first server is ready, and its own proxy learns of that
+server from istiod some 0.1 to 1 s later: until then it answers 503 (no healthy upstream), and nobody has been
+asked. Eight tries, 0.25 to 2.5 s apart, bridge that; a body above Envoy's 1 MiB is not tried again."""
 OWN_FIELDS = frozenset(
     {"name", "match", "rewrite", "route", "directResponse", "headers", "mirror", "mirrorPercentage"}
 )
@@ -82,7 +88,9 @@ def entries_of(
     def entry(name: str, match: Manifest, releases: Sequence[str]) -> Manifest:
         wait = cluster.request_seconds + max((sleepers.get(release, 0.0) for release in releases), default=0)
         uri = {"uri": {"prefix": f"/models/{model}/"}}
-        filled: Manifest = fill(skeleton, {"entry": name, "match": [uri | match], "timeout": f"{int(wait)}s"})
+        retries = ASLEEP if any(release in sleepers for release in releases) else AWAKE
+        values = {"entry": name, "match": [uri | match], "timeout": f"{int(wait)}s", **retries}
+        filled: Manifest = fill(skeleton, values)
         return filled
 
     if not routes.weights:
@@ -125,6 +133,8 @@ def merge(existing: Sequence[Manifest], ours: Sequence[Manifest]) -> list[Manife
     updated = []
     for entry in ours:
         kept = {key: value for key, value in former.get(entry["name"], {}).items() if key not in OWN_FIELDS}
+        if kept.get("retries", {}).get("retryOn") in (AWAKE["retry_on"], ASLEEP["retry_on"]):
+            del kept["retries"]  # ours, of a time when the releases slept, or did not
         updated.append({**entry, **kept})
     position = next((index for index, entry in enumerate(existing) if is_ours(entry)), len(existing))
     before = [entry for entry in existing[:position] if not is_ours(entry)]

@@ -160,6 +160,35 @@ def test_merging_keeps_the_entries_of_others_in_order(old: Routes, new: Routes, 
     assert mesh.merge(merged, ours) == merged
 
 
+def retries(entries: list[Any]) -> set[tuple[int, str, str | None]]:
+    return {
+        (one["retries"]["attempts"], one["retries"]["retryOn"], one["retries"].get("backoff"))
+        for one in entries
+        if "route" in one
+    }
+
+
+def test_the_first_request_to_a_sleeper_is_asked_again_until_the_proxies_know_its_server() -> None:
+    """The interceptor lets it go a moment before its own proxy has heard of the server: an empty 503 for the
+    first one to ask. A server that is awake answers 503 for itself, and that reaches the judge."""
+    routes, cluster, skeleton = Routes({"flights-v1": 100}), Cluster(), SKELETONS["route"]
+    asleep = mesh.entries_of("flights", routes, cluster, skeleton, {"flights-v1": 180.0})
+    awake = mesh.entries_of("flights", routes, cluster, skeleton, {})
+    assert retries(asleep) == {(8, "connect-failure,refused-stream,503", "250ms")}
+    assert retries(awake) == {(2, "connect-failure,refused-stream", None)}
+
+
+def test_retries_follow_the_releases_unless_somebody_has_tuned_them() -> None:
+    routes, cluster, skeleton = Routes({"flights-v1": 100}), Cluster(), SKELETONS["route"]
+    asleep = mesh.entries_of("flights", routes, cluster, skeleton, {"flights-v1": 180.0})
+    awake = mesh.entries_of("flights", routes, cluster, skeleton, {})
+    assert retries(mesh.merge(asleep, awake)) == retries(awake)
+    assert retries(mesh.merge(awake, asleep)) == retries(asleep)
+    for entry in awake:
+        entry["retries"] = {"attempts": 1, "retryOn": "reset"}
+    assert retries(mesh.merge(awake, asleep)) == {(1, "reset", None)}
+
+
 @pytest.mark.parametrize(
     ("cookie", "matches"),
     [
