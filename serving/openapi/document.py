@@ -93,7 +93,7 @@ def _predict(model: LoadedModel) -> dict[str, Any]:
                 },
                 example={"predictions": [predicted]},
             ),
-            **problems(*(status for status in PROBLEMS if status != "404")),
+            **problems(*(status for status in PROBLEMS if status not in ("404", "409"))),
         },
     }
 
