@@ -14,11 +14,12 @@ from starlette.exceptions import HTTPException
 
 from serving.access import OPEN_ROUTES
 from serving.errors import NotFound, Problem, WrongMethod
-from serving.exchange import Answer, Call, Handler, answered, problem_answer
+from serving.exchange import Answer, Call, Handler, answered, refusal
 from serving.http.jobs import BatchPredict
 from serving.openapi.document import describe
 from serving.service import Service
-from serving.v2.routes import OpenInference, error_answer
+from serving.v1 import KServe
+from serving.v2.routes import OpenInference
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -39,7 +40,11 @@ def make_app(service: Service, inference: OpenInference) -> FastAPI:
     route("GET", "/healthz", service.healthz)
     route("GET", "/readyz", service.readyz)
     route("GET", "/metrics", service.metrics)
-    for method, path, handler in (*inference.routes(), *BatchPredict(service).routes()):
+    for method, path, handler in (
+        *inference.routes(),
+        *KServe(service).routes(),
+        *BatchPredict(service).routes(),
+    ):
         route(method, path, handler)
 
     async def openapi(_: Call) -> Answer:
@@ -86,5 +91,4 @@ async def _http_error(request: Request, error: HTTPException) -> Response:
         call.problem = NotFound("no such route; /docs lists them")
     else:
         call.problem = Problem(str(error.detail))
-    form = error_answer if request.url.path.startswith("/v2") else problem_answer
-    return as_response(form(call.problem, call.request_id))
+    return as_response(refusal(request.url.path, call.problem, call.request_id))

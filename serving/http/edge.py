@@ -32,10 +32,13 @@ from serving.exchange import (
     failed,
     fault,
     problem_answer,
+    refusal,
+    reporting,
 )
 from serving.http.whole import WholeRequest, header_lines
 from serving.service import Service, State
-from serving.v2.routes import OpenInference, error_answer, is_infer, reporting
+from serving.v1 import KServe, is_predict
+from serving.v2.routes import OpenInference, is_infer
 
 logger = logging.getLogger("serving.access")
 
@@ -62,6 +65,7 @@ class Edge:
         self._short_ways: dict[tuple[bytes, bytes], Handler] = {}
         self._predict = service.predict
         self._infer: Handler | None = None
+        self._named_predict: Handler | None = None
         if service.settings.fast_path:
             self._short_ways = {
                 (b"POST", b"/predict"): self._predict,
@@ -72,6 +76,7 @@ class Edge:
                 (b"GET", b"/metrics"): service.metrics,
             }
             self._infer = reporting(inference.infer)
+            self._named_predict = reporting(KServe(service).predict)
         self._log_all = service.settings.access_log
         # The version on refusals and failures too: whoever counts them must know whose they are.
         self._constant = (service.version_header, *_SECURITY)
@@ -106,7 +111,10 @@ class Edge:
         """See WholeRequests."""
         handler = self._short_ways.get((method, url))
         if handler is None and method == b"POST" and not _ROUTED.search(url):
-            return self._infer if is_infer(url.decode("ascii", "replace")) else None
+            path = url.decode("ascii", "replace")
+            if is_predict(path):
+                return self._named_predict
+            return self._infer if is_infer(path) else None
         return handler
 
     def whole(self, request: WholeRequest, handler: Handler) -> None:
@@ -204,8 +212,7 @@ class Edge:
             await self._service.admit(call)
         except Problem as problem:
             call.problem = problem.without_traceback()
-            form = error_answer if path.startswith("/v2") else problem_answer
-            return form(problem, call.request_id)
+            return refusal(path, problem, call.request_id)
         return None
 
     async def _long(self, call: Call, send: Send) -> int:
@@ -285,6 +292,8 @@ def route_label(path: str) -> str:
         return path
     if path.startswith("/v2"):
         return "/v2/infer" if _INFER.fullmatch(path) else "/v2"
+    if path.startswith("/v1/"):
+        return "/v1/predict" if is_predict(path) else "/v1"
     if path.startswith("/batch-predict/"):
         return "/batch-predict/{id}/results" if path.endswith("/results") else "/batch-predict/{id}"
     return "other"

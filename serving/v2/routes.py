@@ -9,8 +9,8 @@ import msgspec
 import orjson
 
 from serving.encodings import decompressed
-from serving.errors import BadRequest, Conflict, NotFound, Problem
-from serving.exchange import JSON, Answer, Call, Handler, problem_answer
+from serving.errors import BadRequest, Conflict, NotFound
+from serving.exchange import JSON, Answer, Call, Handler, reporting
 from serving.service import Service, State
 from serving.v2.extensions import EXTENSIONS, configuration, statistics
 from serving.v2.protocol import Protocol
@@ -190,27 +190,6 @@ def _model_of(path: str) -> tuple[str, str | None]:
 
 def _repository_model(path: str) -> str:
     return unquote(path.removeprefix(_REPOSITORY).split("/")[0])
-
-
-def reporting(handler: Handler) -> Handler:
-    """The handler with problems in the form that the protocol's clients read."""
-
-    async def reported(call: Call) -> Answer:
-        try:
-            return await handler(call)
-        except Problem as problem:
-            return error_answer(call.ended_in(problem), call.request_id)
-
-    return reported
-
-
-def error_answer(problem: Problem, request_id: str) -> Answer:
-    """The problem document with the member `error`, which the protocol's clients show."""
-    answer = problem_answer(problem, request_id)
-    content = orjson.loads(answer.body)
-    content["error"] = content["detail"]
-    answer.body = orjson.dumps(content)
-    return answer
 
 
 def _head_length(headers: dict[bytes, bytes], body_length: int) -> int | None:

@@ -115,3 +115,29 @@ def test_the_one_model_is_loaded_and_stays(client: triton.InferenceServerClient)
     infer(client, 1)
     extensions = client.get_server_metadata()["extensions"]
     assert {"model_repository", "statistics", "model_configuration"} <= set(extensions)
+
+
+def test_kserve_s_first_protocol_is_another_name_of_predict(server: ThreadedServer) -> None:
+    """Clients of `:predict`, kserve/kserve#2775: readiness, rows and errors as they read them."""
+    rows = {"instances": [[1, 2, 3, 4], {"x": [0, 0, 0, 0]}]}
+    with server.client() as plain:
+        answer = plain.post("/v1/models/affine:predict", json=rows)
+        assert answer.json() == {"predictions": [[3, 5, 7], [1, 1, 1]]}
+        assert answer.headers["x-model-version"] == "7"
+        assert plain.post("/v1/models/affine%3Apredict", json=rows).json() == answer.json()
+        assert plain.get("/").json() == {"status": "alive"}
+        assert plain.get("/v1/models").json() == {"models": ["affine"]}
+        assert plain.get("/v1/models/affine").json() == {"name": "affine", "ready": True}
+        for refused, status in (
+            (plain.post("/v1/models/other:predict", json=rows), 404),
+            (plain.get("/v1/models/other"), 404),
+            (plain.post("/v1/models/affine:explain", json=rows), 405),
+            (plain.post("/v1/models/affine:predict", json={"instances": [[1]]}), 422),
+            (plain.post("/v1/models/affine:predict", content=b"{"), 400),
+        ):
+            assert refused.status_code == status
+            assert refused.json()["error"]
+        counted = plain.get("/metrics").text
+        assert 'modelserve_predictions_total{model="affine",outcome="success",version="7"} 2.0' in counted
+        server.server.service.state = State.DRAINING
+        assert plain.get("/v1/models/affine").status_code == 503
