@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from serving.access import OPEN_ROUTES
 from serving.errors import NotFound, Problem, WrongMethod
 from serving.exchange import Answer, Call, Handler, answered, refusal
+from serving.http.compression import compressed, wanted
 from serving.http.jobs import BatchPredict
 from serving.openapi.document import describe
 from serving.service import Service
@@ -33,7 +34,12 @@ def make_app(service: Service, inference: OpenInference) -> FastAPI:
 
     def route(method: str, path: str, handler: Handler) -> None:
         methods = [method, "HEAD"] if path in OPEN_ROUTES else [method]
-        app.add_api_route(path, _endpoint(handler), methods=methods, include_in_schema=False)
+        app.add_api_route(
+            path,
+            _endpoint(handler, service.settings.compress_bytes),
+            methods=methods,
+            include_in_schema=False,
+        )
 
     route("POST", "/predict", service.predict)
     route("POST", "/feedback", service.feedback)
@@ -61,10 +67,14 @@ def make_app(service: Service, inference: OpenInference) -> FastAPI:
     return app
 
 
-def _endpoint(handler: Handler) -> Endpoint:
+def _endpoint(handler: Handler, compress_above: int) -> Endpoint:
     async def endpoint(request: Request) -> Response:
         call: Call = request.scope["serving.call"]
-        return as_response(await answered(handler, call))
+        answer = await answered(handler, call)
+        encoding = wanted(call.headers) if len(answer.body) > compress_above else None
+        if encoding is not None:
+            await compressed(answer, encoding)
+        return as_response(answer)
 
     return endpoint
 

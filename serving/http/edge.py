@@ -35,6 +35,8 @@ from serving.exchange import (
     refusal,
     reporting,
 )
+from serving.http.compression import compressed, wanted
+from serving.http.origins import Origins
 from serving.http.whole import WholeRequest, header_lines
 from serving.service import Service, State
 from serving.v1 import KServe, is_predict
@@ -77,6 +79,8 @@ class Edge:
             }
             self._infer = reporting(inference.infer)
             self._named_predict = reporting(KServe(service).predict)
+        self._compress_above = service.settings.compress_bytes
+        self._origins = Origins(service.settings.cors_origins)
         self._log_all = service.settings.access_log
         # The version on refusals and failures too: whoever counts them must know whose they are.
         self._constant = (service.version_header, *_SECURITY)
@@ -92,7 +96,8 @@ class Edge:
         call = self._begun(scope, receive, dict(scope["headers"]))
         status = 499
         try:
-            refused = await self._refused(call)
+            refused = self._origins.preflight(scope["method"], call.headers) if self._origins else None
+            refused = refused or await self._refused(call)
             handler = self.short_way(scope["method"].encode(), scope["raw_path"])
             if handler is None and refused is None:
                 status = await self._long(call, send)
@@ -100,6 +105,8 @@ class Edge:
                 answer = refused or await answered(cast(Handler, handler), call)
                 status = answer.status
                 if status != 499:
+                    if len(answer.body) > self._compress_above:
+                        await self._compress(call, answer)
                     answer.headers = (*answer.headers, *self._own_headers(call))
                     await respond(answer, send)
         finally:
@@ -148,10 +155,29 @@ class Edge:
 
     def _finish(self, request: WholeRequest, call: Call, answer: Answer | None) -> None:
         """Send it, if there is one and somebody to send it to, and count the request."""
+        if answer is not None and len(answer.body) > self._compress_above and wanted(call.headers):
+            request.task = request.loop.create_task(self._finish_smaller(request, call, answer))
+        else:
+            self._send(request, call, answer)
+
+    async def _finish_smaller(self, request: WholeRequest, call: Call, answer: Answer) -> None:
+        try:
+            await self._compress(call, answer)
+        finally:
+            self._send(request, call, answer)
+
+    async def _compress(self, call: Call, answer: Answer) -> None:
+        encoding = wanted(call.headers)
+        if encoding is not None:
+            await compressed(answer, encoding)
+
+    def _send(self, request: WholeRequest, call: Call, answer: Answer | None) -> None:
         status = 499
         try:
             if answer is not None and answer.status != 499:
                 status = answer.status
+                if self._origins:
+                    answer.headers = (*answer.headers, *self._origins.headers(call.headers))
                 draining = self._service.state is State.DRAINING
                 request.respond(answer, call.request_id.encode("ascii"), self._constant_lines, close=draining)
         finally:
@@ -244,6 +270,8 @@ class Edge:
 
     def _own_headers(self, call: Call) -> list[tuple[bytes, bytes]]:
         own = [(b"x-request-id", call.request_id.encode("ascii")), *self._constant]
+        if self._origins:
+            own.extend(self._origins.headers(call.headers))
         if self._service.state is State.DRAINING:
             own.append(CLOSE)
         return own
