@@ -19,7 +19,7 @@ from serving.exchange import Scope
 from serving.redis.coalesce import Coalescer
 from serving.redis.link import RedisAbsent, RedisLink
 
-OPEN_ROUTES = frozenset({"/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
+OPEN_ROUTES = frozenset({"/", "/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
 _CHALLENGE = ((b"www-authenticate", b"Bearer"),)
 _REREAD_SECONDS = 5.0
 _REDIS_SECONDS = 0.01

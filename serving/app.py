@@ -14,11 +14,13 @@ from starlette.exceptions import HTTPException
 
 from serving.access import OPEN_ROUTES
 from serving.errors import NotFound, Problem, WrongMethod
-from serving.exchange import Answer, Call, Handler, answered, problem_answer
+from serving.exchange import Answer, Call, Handler, answered, refusal
+from serving.http.compression import compressed, wanted
 from serving.http.jobs import BatchPredict
 from serving.openapi.document import describe
 from serving.service import Service
-from serving.v2.routes import OpenInference, error_answer
+from serving.v1 import KServe
+from serving.v2.routes import OpenInference
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -32,14 +34,23 @@ def make_app(service: Service, inference: OpenInference) -> FastAPI:
 
     def route(method: str, path: str, handler: Handler) -> None:
         methods = [method, "HEAD"] if path in OPEN_ROUTES else [method]
-        app.add_api_route(path, _endpoint(handler), methods=methods, include_in_schema=False)
+        app.add_api_route(
+            path,
+            _endpoint(handler, service.settings.compress_bytes),
+            methods=methods,
+            include_in_schema=False,
+        )
 
     route("POST", "/predict", service.predict)
     route("POST", "/feedback", service.feedback)
     route("GET", "/healthz", service.healthz)
     route("GET", "/readyz", service.readyz)
     route("GET", "/metrics", service.metrics)
-    for method, path, handler in (*inference.routes(), *BatchPredict(service).routes()):
+    for method, path, handler in (
+        *inference.routes(),
+        *KServe(service).routes(),
+        *BatchPredict(service).routes(),
+    ):
         route(method, path, handler)
 
     async def openapi(_: Call) -> Answer:
@@ -56,10 +67,14 @@ def make_app(service: Service, inference: OpenInference) -> FastAPI:
     return app
 
 
-def _endpoint(handler: Handler) -> Endpoint:
+def _endpoint(handler: Handler, compress_above: int) -> Endpoint:
     async def endpoint(request: Request) -> Response:
         call: Call = request.scope["serving.call"]
-        return as_response(await answered(handler, call))
+        answer = await answered(handler, call)
+        encoding = wanted(call.headers) if len(answer.body) > compress_above else None
+        if encoding is not None:
+            await compressed(answer, encoding)
+        return as_response(answer)
 
     return endpoint
 
@@ -86,5 +101,4 @@ async def _http_error(request: Request, error: HTTPException) -> Response:
         call.problem = NotFound("no such route; /docs lists them")
     else:
         call.problem = Problem(str(error.detail))
-    form = error_answer if request.url.path.startswith("/v2") else problem_answer
-    return as_response(form(call.problem, call.request_id))
+    return as_response(refusal(request.url.path, call.problem, call.request_id))

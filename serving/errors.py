@@ -111,6 +111,10 @@ class ClientDeadline(Problem):
     status, title, reason = 408, "Your deadline passed", "client_deadline"
 
 
+class Conflict(Problem):
+    status, title, reason = 409, "Not in the state for that", "conflict"
+
+
 class TooLarge(Problem):
     status, title, reason = 413, "Request body too large", "too_large"
 

@@ -9,6 +9,8 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
+import orjson
+
 from serving.errors import (
     BadRequest,
     ClientDeadline,
@@ -155,6 +157,33 @@ def problem_answer(problem: Problem, request_id: str) -> Answer:
     if problem.retry_after is not None:
         headers = (*headers, (b"retry-after", str(problem.retry_after).encode()))
     return Answer(problem.status, problem.body(request_id), PROBLEM, headers)
+
+
+def reporting(handler: Handler) -> Handler:
+    """The handler with problems in the form that clients of KServe and Triton read."""
+
+    async def reported(call: Call) -> Answer:
+        try:
+            return await handler(call)
+        except Problem as problem:
+            return error_answer(call.ended_in(problem), call.request_id)
+
+    return reported
+
+
+def error_answer(problem: Problem, request_id: str) -> Answer:
+    """The problem document with the member `error`, which these clients show."""
+    answer = problem_answer(problem, request_id)
+    content = orjson.loads(answer.body)
+    content["error"] = content["detail"]
+    answer.body = orjson.dumps(content)
+    return answer
+
+
+def refusal(path: str, problem: Problem, request_id: str) -> Answer:
+    """The answer of a path that no handler has seen."""
+    form = error_answer if path.startswith(("/v1", "/v2")) else problem_answer
+    return form(problem, request_id)
 
 
 class BodyReader:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sys
 
 from pydantic import ValidationError
 
+from serving.errors import StartupError
+from serving.listening import listening
 from serving.logs import configure_logs
 from serving.settings import Settings
 
@@ -32,7 +35,11 @@ def serve() -> int:
     from serving.server import ModelServer
 
     if inherited is None:
-        return ModelServer(settings).run()
+        try:
+            return ModelServer(settings).run([listening(settings)])
+        except StartupError as error:
+            logging.getLogger("serving").error("cannot start: %s", error)
+            return 1
     listener = socket.socket(fileno=int(inherited))
     ready = int(os.environ.pop("MODELSERVE_READY_FD"))
     # Programs that a handler starts are not to hold the port.

@@ -62,6 +62,10 @@ class Settings(BaseSettings):
     """Connections on which nothing was asked for that long are closed."""
     header_seconds: float = Field(default=20.0, gt=0)
     """Connections that have not sent a whole request head after this are closed."""
+    compress_bytes: int = Field(default=65536, ge=0)
+    """Answers with more bytes are compressed (zstd, gzip, deflate) for clients that accept it."""
+    cors_origins: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """JSON list of origins (`https://app.example.com`, or `*`) whose pages may read the answers."""
     otlp_endpoint: str | None = None
     """OTLP/HTTP endpoint for traces; needs the extra `tracing`."""
 

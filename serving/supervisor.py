@@ -22,6 +22,8 @@ from dataclasses import dataclass
 
 from prometheus_client.multiprocess import mark_process_dead
 
+from serving.errors import StartupError
+from serving.listening import listening
 from serving.settings import Settings
 
 logger = logging.getLogger("serving.supervisor")
@@ -57,11 +59,9 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._signalled)
         try:
-            listener = listen(self._settings.host, self._settings.port)
-        except OSError as error:
-            logger.error(
-                "cannot listen on port %d: %s; choose another SERVING_PORT", self._settings.port, error
-            )
+            listener = listening(self._settings)
+        except StartupError as error:
+            logger.error("cannot start: %s", error)
             return 1
         try:
             return self._supervise(listener, metrics)
@@ -133,18 +133,3 @@ class Supervisor:
         for worker in self._workers:
             with contextlib.suppress(ProcessLookupError):
                 worker.process.send_signal(number)
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket that workers inherit: one queue of connections, so none is lost with a worker."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
-        listener.listen(2048)
-        listener.setblocking(False)
-    except BaseException:
-        listener.close()
-        raise
-    return listener

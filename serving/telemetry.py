@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.openmetrics import exposition as openmetrics
-from prometheus_client.samples import Exemplar
+from prometheus_client.samples import Exemplar, Sample
 
 from serving.arrays import Array
 
@@ -28,6 +29,8 @@ _DRAIN_SECONDS = 0.25
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _IDENTITY = ("model", "version")
+PREDICTION_ROUTES = frozenset({"/predict", "/v1/predict", "/v2/infer"})
+"""Labels of the routes at which the model predicts for a client who waits."""
 
 
 class BulkHistogram(Histogram):
@@ -100,6 +103,13 @@ class Telemetry:
             registry=registry,
             multiprocess_mode="livemax",
         )
+        self._gauges["last_inference_timestamp_seconds"] = Gauge(
+            "modelserve_last_inference_timestamp_seconds",
+            "When the last prediction was answered, in Unix time",
+            _IDENTITY,
+            registry=registry,
+            multiprocess_mode="max",
+        )
         self._counters: dict[str, Counter] = {
             name: Counter(f"modelserve_{name}", text, (*_IDENTITY, *labels), registry=registry)
             for name, text, labels in (
@@ -112,6 +122,8 @@ class Telemetry:
                 ("shadow_failed", "Copies that the shadow did not answer", ()),
                 ("shadow_compared", "Rows compared with the shadow's answer", ()),
                 ("shadow_disagreed", "Rows on which the shadow disagreed", ()),
+                ("predictions", "Requests for a prediction, by success or fail", ("outcome",)),
+                ("prediction_seconds", "How long these took", ("outcome",)),
                 ("outputs", "Requests that the model answered, by class or bin of their first row", ("bin",)),
                 ("segment_requests", "Requests predicted or failed, by a column's value", ("segment",)),
                 ("segment_errors", "Of these, requests that failed", ("segment",)),
@@ -160,7 +172,10 @@ class Telemetry:
         """Name the release; every series carries it."""
         self._labels = (model, version)
         for name, counter in self._counters.items():
-            if name not in ("rejected", "outputs", "segment_requests", "segment_errors"):
+            if name in ("predictions", "prediction_seconds"):
+                for outcome in ("success", "fail"):
+                    counter.labels(model, version, outcome)
+            elif name not in ("rejected", "outputs", "segment_requests", "segment_errors"):
                 counter.labels(model, version)
         if os.environ.get("MODELSERVE_WORKER_RESTARTS"):
             restarts = int(os.environ.pop("MODELSERVE_WORKER_RESTARTS"))
@@ -231,6 +246,11 @@ class Telemetry:
         for (route, code), seconds in durations.items():
             self._requests.labels(*identity, route, str(code)).inc(len(seconds))
             self._request_seconds.labels(*identity, route).observe_many(seconds)
+            if route in PREDICTION_ROUTES:
+                outcome = "success" if code < 400 else "fail"
+                self._counters["predictions"].labels(*identity, outcome).inc(len(seconds))
+                self._counters["prediction_seconds"].labels(*identity, outcome).inc(sum(seconds))
+                self._gauges["last_inference_timestamp_seconds"].labels(*identity).set(time.time())
         traces, self._traces = self._traces, {}
         for (route, _), (trace, seconds_taken, at) in traces.items():
             self._traced = True
@@ -258,6 +278,16 @@ class Telemetry:
         self._gauges["in_flight_requests"].labels(*identity).set(self.in_flight)
         for name, value in self._sources.items():
             self._gauges[name].labels(*identity).set(value())
+
+    def samples(self) -> Iterator[Sample]:
+        """What /metrics shows, for those who count with it."""
+        self.drain()
+        registry = self._registry
+        if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        for metric in registry.collect():
+            yield from metric.samples
 
     def render(self, accept: bytes = b"") -> tuple[bytes, bytes]:
         """The content of /metrics, over all workers when there are several, and its type.

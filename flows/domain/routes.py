@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-PREDICTIONS = r"(predict|v2/models/[^/]+(/versions/[^/]+)?/infer)"
+PREDICTIONS = r"(predict|v1/models/[^/:]+:predict|v2/models/[^/]+(/versions/[^/]+)?/infer)"
 """Regular expression for the paths of a model at which its release predicts. Only these are counted when
 releases are compared: what a release says of its jobs, its documentation or its health is no prediction, and
 anybody can ask for it."""

@@ -32,10 +32,15 @@ from serving.exchange import (
     failed,
     fault,
     problem_answer,
+    refusal,
+    reporting,
 )
+from serving.http.compression import compressed, wanted
+from serving.http.origins import Origins
 from serving.http.whole import WholeRequest, header_lines
 from serving.service import Service, State
-from serving.v2.routes import OpenInference, error_answer, is_infer, reporting
+from serving.v1 import KServe, is_predict
+from serving.v2.routes import OpenInference, is_infer
 
 logger = logging.getLogger("serving.access")
 
@@ -62,6 +67,7 @@ class Edge:
         self._short_ways: dict[tuple[bytes, bytes], Handler] = {}
         self._predict = service.predict
         self._infer: Handler | None = None
+        self._named_predict: Handler | None = None
         if service.settings.fast_path:
             self._short_ways = {
                 (b"POST", b"/predict"): self._predict,
@@ -72,6 +78,9 @@ class Edge:
                 (b"GET", b"/metrics"): service.metrics,
             }
             self._infer = reporting(inference.infer)
+            self._named_predict = reporting(KServe(service).predict)
+        self._compress_above = service.settings.compress_bytes
+        self._origins = Origins(service.settings.cors_origins)
         self._log_all = service.settings.access_log
         # The version on refusals and failures too: whoever counts them must know whose they are.
         self._constant = (service.version_header, *_SECURITY)
@@ -87,7 +96,8 @@ class Edge:
         call = self._begun(scope, receive, dict(scope["headers"]))
         status = 499
         try:
-            refused = await self._refused(call)
+            refused = self._origins.preflight(scope["method"], call.headers) if self._origins else None
+            refused = refused or await self._refused(call)
             handler = self.short_way(scope["method"].encode(), scope["raw_path"])
             if handler is None and refused is None:
                 status = await self._long(call, send)
@@ -95,6 +105,8 @@ class Edge:
                 answer = refused or await answered(cast(Handler, handler), call)
                 status = answer.status
                 if status != 499:
+                    if len(answer.body) > self._compress_above:
+                        await self._compress(call, answer)
                     answer.headers = (*answer.headers, *self._own_headers(call))
                     await respond(answer, send)
         finally:
@@ -106,7 +118,10 @@ class Edge:
         """See WholeRequests."""
         handler = self._short_ways.get((method, url))
         if handler is None and method == b"POST" and not _ROUTED.search(url):
-            return self._infer if is_infer(url.decode("ascii", "replace")) else None
+            path = url.decode("ascii", "replace")
+            if is_predict(path):
+                return self._named_predict
+            return self._infer if is_infer(path) else None
         return handler
 
     def whole(self, request: WholeRequest, handler: Handler) -> None:
@@ -140,10 +155,29 @@ class Edge:
 
     def _finish(self, request: WholeRequest, call: Call, answer: Answer | None) -> None:
         """Send it, if there is one and somebody to send it to, and count the request."""
+        if answer is not None and len(answer.body) > self._compress_above and wanted(call.headers):
+            request.task = request.loop.create_task(self._finish_smaller(request, call, answer))
+        else:
+            self._send(request, call, answer)
+
+    async def _finish_smaller(self, request: WholeRequest, call: Call, answer: Answer) -> None:
+        try:
+            await self._compress(call, answer)
+        finally:
+            self._send(request, call, answer)
+
+    async def _compress(self, call: Call, answer: Answer) -> None:
+        encoding = wanted(call.headers)
+        if encoding is not None:
+            await compressed(answer, encoding)
+
+    def _send(self, request: WholeRequest, call: Call, answer: Answer | None) -> None:
         status = 499
         try:
             if answer is not None and answer.status != 499:
                 status = answer.status
+                if self._origins:
+                    answer.headers = (*answer.headers, *self._origins.headers(call.headers))
                 draining = self._service.state is State.DRAINING
                 request.respond(answer, call.request_id.encode("ascii"), self._constant_lines, close=draining)
         finally:
@@ -204,8 +238,7 @@ class Edge:
             await self._service.admit(call)
         except Problem as problem:
             call.problem = problem.without_traceback()
-            form = error_answer if path.startswith("/v2") else problem_answer
-            return form(problem, call.request_id)
+            return refusal(path, problem, call.request_id)
         return None
 
     async def _long(self, call: Call, send: Send) -> int:
@@ -237,6 +270,8 @@ class Edge:
 
     def _own_headers(self, call: Call) -> list[tuple[bytes, bytes]]:
         own = [(b"x-request-id", call.request_id.encode("ascii")), *self._constant]
+        if self._origins:
+            own.extend(self._origins.headers(call.headers))
         if self._service.state is State.DRAINING:
             own.append(CLOSE)
         return own
@@ -285,6 +320,8 @@ def route_label(path: str) -> str:
         return path
     if path.startswith("/v2"):
         return "/v2/infer" if _INFER.fullmatch(path) else "/v2"
+    if path.startswith("/v1/"):
+        return "/v1/predict" if is_predict(path) else "/v1"
     if path.startswith("/batch-predict/"):
         return "/batch-predict/{id}/results" if path.endswith("/results") else "/batch-predict/{id}"
     return "other"

@@ -25,6 +25,7 @@ def describe(model: LoadedModel, settings: Settings) -> dict[str, Any]:
         "/feedback": {"post": _feedback()},
         **(job_paths(examples, settings.job_inputs) if settings.keeps_jobs else {}),
         **protocol_paths(model.spec, version),
+        **_named_paths(model),
         "/healthz": {"get": _probe("Whether the process can still answer")},
         "/readyz": {"get": _probe("Whether the server takes traffic")},
         "/metrics": {"get": _probe("Prometheus metrics")},
@@ -93,7 +94,29 @@ def _predict(model: LoadedModel) -> dict[str, Any]:
                 },
                 example={"predictions": [predicted]},
             ),
-            **problems(*(status for status in PROBLEMS if status != "404")),
+            **problems(*(status for status in PROBLEMS if status not in ("404", "409"))),
+        },
+    }
+
+
+def _named_paths(model: LoadedModel) -> dict[str, Any]:
+    """KServe's first protocol."""
+    name = {"name": "name", "in": "path", "required": True, "schema": {"enum": [model.spec.name]}}
+    failures = problems("401", "404", "429", "500", "503")
+    answers = {"responses": {"200": json_answer("Yes", {"type": "object"}), **failures}}
+    predict = _predict(model)
+    return {
+        "/": {"get": {"summary": "As /healthz", **answers}},
+        "/v1/models": {"get": {"summary": "The name of the one model", **answers}},
+        "/v1/models/{name}": {"get": {"summary": "As /readyz", "parameters": [name], **answers}},
+        "/v1/models/{name}:predict": {
+            "post": {
+                **predict,
+                "summary": "As /predict",
+                "operationId": "predict_by_name",
+                "parameters": [name, *predict["parameters"]],
+                "responses": {**predict["responses"], **problems("404")},
+            }
         },
     }
 

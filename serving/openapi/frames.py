@@ -9,6 +9,7 @@ PROBLEMS = {
     "401": "No valid key",
     "404": "No such model, version or job",
     "408": "The body came too slowly, or the deadline that the request brought has passed",
+    "409": "Not in the state that the server is in",
     "413": "The body is too large",
     "415": "Not a JSON media type",
     "422": "The input does not match the signature",

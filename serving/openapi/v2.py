@@ -31,6 +31,11 @@ _METADATA = {
         "outputs": {"type": "array", "items": _TENSOR},
     },
 }
+_STATISTICS = {
+    "type": "object",
+    "required": ["model_stats"],
+    "properties": {"model_stats": {"type": "array", "items": {"type": "object"}}},
+}
 
 
 def protocol_paths(model: ModelFile, version: str) -> dict[str, Any]:
@@ -53,6 +58,18 @@ def protocol_paths(model: ModelFile, version: str) -> dict[str, Any]:
         "/v2/health/live": {"get": reading("As /healthz", {"type": "object"})},
         "/v2/health/ready": {"get": reading("As /readyz", {"type": "object"})},
         "/v2/repository/index": {"post": reading("The one model that is here", {"type": "array"})},
+        "/v2/repository/models/{name}/load": {
+            "post": reading("Yes, when it is the model that is here", {"type": "object"}, name)
+        },
+        "/v2/repository/models/{name}/unload": {
+            "post": {
+                "summary": "Refused: the model stays as long as its server",
+                "parameters": [name],
+                "responses": problems("400", "401", "404", "409", "429", "500", "503"),
+            }
+        },
+        "/v2/models": {"get": reading("The name of the one model", {"type": "object"})},
+        "/v2/models/stats": {"get": reading("What it has done so far", _STATISTICS)},
     }
     for path, parameters in (
         ("/v2/models/{name}", [name]),
@@ -60,6 +77,10 @@ def protocol_paths(model: ModelFile, version: str) -> dict[str, Any]:
     ):
         paths[path] = {"get": reading("The model's signature", _METADATA, *parameters)}
         paths[path + "/ready"] = {"get": reading("As /readyz", {"type": "object"}, *parameters)}
+        paths[path + "/stats"] = {"get": reading("What it has done so far", _STATISTICS, *parameters)}
+        paths[path + "/config"] = {
+            "get": reading("Tensors and batching, as Triton spells them", {"type": "object"}, *parameters)
+        }
         paths[path + "/infer"] = {"post": _infer(model, parameters)}
     return paths
 

@@ -5,18 +5,29 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import unquote
 
+import msgspec
 import orjson
 
 from serving.encodings import decompressed
-from serving.errors import BadRequest, NotFound, Problem
-from serving.exchange import JSON, Answer, Call, Handler, problem_answer
+from serving.errors import BadRequest, Conflict, NotFound
+from serving.exchange import JSON, Answer, Call, Handler, reporting
 from serving.service import Service, State
+from serving.v2.extensions import EXTENSIONS, configuration, statistics
 from serving.v2.protocol import Protocol
 
 _BINARY = b"application/octet-stream"
 _MODELS = "/v2/models/"
 _INFER = "/infer"
+_REPOSITORY = "/v2/repository/models/"
 _EMPTY = b"{}"
+_WISHES_BYTES = 1 << 20
+
+
+class Wishes(msgspec.Struct):
+    """What a client may say to the repository; what the protocol does not know is passed over."""
+
+    ready: bool = False
+    parameters: dict[str, Any] = {}
 
 
 class OpenInference:
@@ -34,31 +45,42 @@ class OpenInference:
             ("GET", "/v2/health/live", reporting(self.live)),
             ("GET", "/v2/health/ready", reporting(self.ready)),
             ("POST", "/v2/repository/index", reporting(self.index)),
+            ("POST", "/v2/repository/models/{name}/load", reporting(self.load)),
+            ("POST", "/v2/repository/models/{name}/unload", reporting(self.unload)),
+            ("GET", "/v2/models", reporting(self.models)),
+            ("GET", "/v2/models/stats", reporting(self.all_statistics)),
             *[
                 entry
                 for path in (model, version)
                 for entry in (
                     ("GET", path, reporting(self.metadata)),
                     ("GET", path + "/ready", reporting(self.model_ready)),
+                    ("GET", path + "/stats", reporting(self.statistics)),
+                    ("GET", path + "/config", reporting(self.configuration)),
                     ("POST", path + _INFER, reporting(self.infer)),
                 )
             ],
         ]
 
     async def server(self, _: Call) -> Answer:
-        return _json({"name": "modelserve", "version": "1", "extensions": ["binary_tensor_data"]})
+        return _json({"name": "modelserve", "version": "1", "extensions": EXTENSIONS})
 
     async def live(self, call: Call) -> Answer:
         await self._service.healthz(call)
-        return Answer(200, _EMPTY)
+        return _json({"live": True})
 
     async def ready(self, call: Call) -> Answer:
         await self._service.readyz(call)
-        return Answer(200, _EMPTY)
+        return _json({"ready": True})
 
-    async def index(self, _: Call) -> Answer:
+    async def models(self, _: Call) -> Answer:
+        return _json({"models": [self._service.model.spec.name]})
+
+    async def index(self, call: Call) -> Answer:
         model = self._service.model.spec.name
         ready = self._service.state is State.READY
+        if not ready and (await self._wishes(call)).ready:
+            return _json([])
         entry = {
             "name": model,
             "version": self._service.settings.version,
@@ -67,13 +89,45 @@ class OpenInference:
         }
         return _json([entry])
 
+    async def load(self, call: Call) -> Answer:
+        """The model that is here is loaded; any other, or in another way, is not for a client to load."""
+        self._named(_repository_model(call.scope["path"]))
+        wishes = await self._wishes(call)
+        if wishes.parameters:
+            named = ", ".join(wishes.parameters)
+            raise BadRequest(f"parameters {named}: what is served stands in the release; promote another")
+        await self._service.readyz(call)
+        return Answer(200, _EMPTY)
+
+    async def unload(self, call: Call) -> Answer:
+        name = _repository_model(call.scope["path"])
+        self._named(name)
+        await self._wishes(call)
+        raise Conflict(f"{name} is what this server is for; it leaves when the server is stopped")
+
+    async def all_statistics(self, _: Call) -> Answer:
+        return self._statistics()
+
+    async def statistics(self, call: Call) -> Answer:
+        self._for(call)
+        return self._statistics()
+
+    def _statistics(self) -> Answer:
+        service = self._service
+        name = service.model.spec.name
+        return _json(statistics(service.telemetry.samples(), name, service.settings.version))
+
+    async def configuration(self, call: Call) -> Answer:
+        self._for(call)
+        return _json(configuration(self._service.model.spec, self._service.settings.version))
+
     async def metadata(self, call: Call) -> Answer:
         return _json(self._for(call).metadata())
 
     async def model_ready(self, call: Call) -> Answer:
         self._for(call)
         await self._service.readyz(call)
-        return Answer(200, _EMPTY)
+        return _json({"name": self._service.model.spec.name, "ready": True})
 
     async def infer(self, call: Call) -> Answer:
         service = self._service
@@ -98,13 +152,26 @@ class OpenInference:
         service = self._service
         name, version = _model_of(call.scope["path"])
         spec = service.model.spec
-        if name != spec.name:
-            raise NotFound(f"no model {name} here; this server has {spec.name}")
+        self._named(name)
         if version is not None and version != service.settings.version:
             raise NotFound(f"no version {version} of {name} here; this server has {service.settings.version}")
         if self._protocol is None:
             self._protocol = Protocol(spec, service.settings.version)
         return self._protocol
+
+    def _named(self, name: str) -> None:
+        """NotFound unless it is the name of the model."""
+        ours = self._service.model.spec.name
+        if name != ours:
+            raise NotFound(f"no model {name} here; this server has {ours}")
+
+    async def _wishes(self, call: Call) -> Wishes:
+        """The body of a repository call, which may be empty."""
+        body = await self._service.body(call, _WISHES_BYTES)
+        try:
+            return msgspec.json.decode(body or _EMPTY, type=Wishes)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise BadRequest(f"the repository request: {str(error).replace('`', '')}") from None
 
 
 def is_infer(path: str) -> bool:
@@ -121,25 +188,8 @@ def _model_of(path: str) -> tuple[str, str | None]:
     return name, unquote(parts[2]) if len(parts) > 2 and parts[1] == "versions" else None
 
 
-def reporting(handler: Handler) -> Handler:
-    """The handler with problems in the form that the protocol's clients read."""
-
-    async def reported(call: Call) -> Answer:
-        try:
-            return await handler(call)
-        except Problem as problem:
-            return error_answer(call.ended_in(problem), call.request_id)
-
-    return reported
-
-
-def error_answer(problem: Problem, request_id: str) -> Answer:
-    """The problem document with the member `error`, which the protocol's clients show."""
-    answer = problem_answer(problem, request_id)
-    content = orjson.loads(answer.body)
-    content["error"] = content["detail"]
-    answer.body = orjson.dumps(content)
-    return answer
+def _repository_model(path: str) -> str:
+    return unquote(path.removeprefix(_REPOSITORY).split("/")[0])
 
 
 def _head_length(headers: dict[bytes, bytes], body_length: int) -> int | None:

@@ -197,8 +197,12 @@ def test_a_server_is_not_stopped_under_those_who_name_it(
     [
         ("predict", True),
         ("predict?x=1", True),
+        ("v1/models/flights:predict", True),
+        ("v1/models/flights:predict?x=1", True),
         ("v2/models/flights/infer", True),
         ("v2/models/flights/versions/1/infer", True),
+        ("v1/models/flights", False),
+        ("v1/models/flights:explain", False),
         ("v2/models/flights", False),
         ("batch-predict", False),
         ("healthz", False),

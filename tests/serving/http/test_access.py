@@ -52,7 +52,7 @@ def test_keys(guarded: Any, headers: dict[str, str], status: int) -> None:
 def test_probes_and_metrics_need_no_key(guarded: Any) -> None:
     server, _ = guarded
     with server.client() as client:
-        for path in ("/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"):
+        for path in ("/", "/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"):
             assert client.get(path).status_code == 200
         for path in ("/docs", "/openapi.json", "/v2", "/nothing"):
             assert client.get(path).status_code == 401

@@ -104,6 +104,8 @@ def test_route_labels_are_few() -> None:
         "/v2/models/a/infer",
         "/v2/models/a/versions/1/infer",
         "/v2/x/y",
+        "/v1/models/a:predict",
+        "/v1/models/a",
         "/batch-predict/1",
         "/zz",
     ]
@@ -112,6 +114,8 @@ def test_route_labels_are_few() -> None:
         "/v2/infer",
         "/v2/infer",
         "/v2",
+        "/v1/predict",
+        "/v1",
         "/batch-predict/{id}",
         "other",
     ]
