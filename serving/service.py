@@ -257,7 +257,8 @@ class Service:
     async def predict(self, call: Call) -> Answer:
         """POST /predict."""
         check_json_type(call.headers)
-        call.body = await self._bodies.read(call, self.model.spec.serving.limits.max_body_bytes)
+        limit = self.model.spec.serving.limits.max_body_bytes
+        call.body = await self.body(call, limit)
         given: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
         def give(answer: Answer) -> None:
@@ -267,20 +268,23 @@ class Service:
         return self.predict_promptly(call, give) or await given
 
     def predict_promptly(self, call: Call, done: Callable[[Answer], None]) -> Answer | None:
-        """POST /predict without a task, for a call whose body is here. The answer, or None when `done` will
-        be called with it, some time soon. Raises a Problem when the rows cannot be taken."""
+        """POST /predict without a task, for a call whose body is here as it is meant, not compressed. The
+        answer, or None when `done` will be called with it, some time soon. Raises a Problem when the rows
+        cannot be taken."""
         limits = self.model.spec.serving.limits
         check_json_type(call.headers)
         assert call.body is not None
         fitting(call.body, limits.max_body_bytes)
-        encoding = call.headers.get(b"content-encoding")
-        if encoding is not None:
-            call.body = decompressed(call.body, encoding, limits.max_body_bytes)
         return self.predictions.answer(call, call.deadline(limits.timeout_seconds), done)
 
     async def body(self, call: Call, limit: int) -> bytes:
-        """The request's body, within size and time."""
-        return await self._bodies.read(call, limit)
+        """The request's body, within size and time, and decompressed: in a thread, since a small body may
+        stand for a thousand times as much, which would hold up everybody else."""
+        body = await self._bodies.read(call, limit)
+        encoding = call.headers.get(b"content-encoding")
+        if encoding is None:
+            return body
+        return await asyncio.to_thread(decompressed, body, encoding, limit)
 
     async def run(self, call: Call, payload: Payload, deadline: float) -> Result:
         """Rows through the model for a client that waits, without the cache and the shadow."""
@@ -319,7 +323,7 @@ class Service:
         """POST /feedback: what turned out to be true, for an earlier request."""
         _ = self.model
         check_json_type(call.headers)
-        body = await self._bodies.read(call, _FEEDBACK_BYTES)
+        body = await self.body(call, _FEEDBACK_BYTES)
         try:
             feedback = msgspec.json.decode(body, type=Feedback)
         except msgspec.ValidationError as error:

@@ -209,6 +209,9 @@ class JobsSpec(Section):
 
     max_body_bytes: int = Field(default=64 << 20, ge=1)
     """Larger inputs are uploaded to the store and named by their URI."""
+    max_decoded_bytes: int = Field(default=8 << 30, ge=1)
+    """Of all rows of a job as JSON Lines, whatever the file was; those of a body may take four times
+    `max_body_bytes`."""
     max_rows: int = Field(default=10_000_000, ge=1)
     chunk_rows: int = Field(default=1000, ge=1, le=100_000)
     """Rows that are run again when a replica is lost, and rows of a page of results."""
@@ -349,14 +352,29 @@ _DATATYPES: dict[str, frozenset[str]] = {
 }
 
 
+class PlainLoader(yaml.SafeLoader):
+    """YAML without aliases. Hundreds of bytes of them stand for more than can be checked in a life."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event: yaml.AliasEvent = self.peek_event()  # type: ignore[no-untyped-call]
+            raise yaml.MarkedYAMLError(
+                problem=f"the alias *{event.anchor} is not read; write the values out",
+                problem_mark=event.start_mark,
+            )
+        return super().compose_node(parent, index)
+
+
 def read_model_file(path: Path) -> ModelFile:
     """Parse and check a model.yaml; SpecProblem with one line a problem, each naming file and key."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), PlainLoader)
     except FileNotFoundError:
         raise SpecProblem([f"{path}: not there; a model's folder needs a model.yaml"]) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SpecProblem([f"{path}: not valid YAML: {' '.join(str(error).split())}"]) from error
+    except RecursionError:
+        raise SpecProblem([f"{path}: nested too deeply"]) from None
     if not isinstance(content, dict):
         raise SpecProblem([f"{path}: expected keys such as 'name', 'signature' and 'serving'"])
     try:

@@ -7,7 +7,6 @@ from urllib.parse import unquote
 
 import orjson
 
-from serving.encodings import decompressed
 from serving.errors import BadRequest, NotFound, Problem
 from serving.exchange import JSON, Answer, Call, Handler, problem_answer
 from serving.service import Service, State
@@ -82,8 +81,6 @@ class OpenInference:
         limits = loaded.spec.serving.limits
         headers = call.headers
         body = await service.body(call, limits.max_body_bytes)
-        if b"content-encoding" in headers:
-            body = decompressed(body, headers[b"content-encoding"], limits.max_body_bytes)
         columns, wanted = protocol.parse(body, _head_length(headers, len(body)))
         payload = loaded.codec.payload(columns)
         result = await service.run(call, payload, call.deadline(limits.timeout_seconds))
