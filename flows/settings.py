@@ -170,6 +170,16 @@ class Settings(BaseSettings):
         return self.state / "secrets" / "alerts-token"
 
     @property
+    def server_secret_file(self) -> Path:
+        """What all servers of this state folder derive the keys of request ids and caches from."""
+        return self.state / "secrets" / "server-secret"
+
+    @property
+    def personal_key_file(self) -> Path:
+        """With what servers hash personal columns. Another one makes other hashes of the same people."""
+        return self.state / "secrets" / "personal-key"
+
+    @property
     def image_storage(self) -> Path:
         return self.images_folder or self.state / "images"
 

@@ -11,18 +11,15 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from enum import StrEnum
-from typing import Any
-
-import msgspec
 
 from serving.access import ApiKeys, RateLimit, client_of
 from serving.cache.cache import RedisCache, pays
 from serving.cache.recent import RecentAnswers
 from serving.encodings import decompressed
-from serving.errors import BadRequest, Invalid, Problem, StartupError, Unavailable
+from serving.errors import Problem, StartupError, Unavailable
 from serving.exchange import VERSION_HEADER, Answer, BodyReader, Call, check_json_type, fitting
+from serving.feedback import MOST_BYTES, Feedback, parsed
 from serving.inference.batcher import Batcher
-from serving.inference.codec import invalid
 from serving.inference.engine import RecordEngine
 from serving.inference.model import LoadedModel, load_model, short
 from serving.inference.rows import Payload, Result, joined_payload
@@ -30,20 +27,21 @@ from serving.jobs.chunks import Chunks
 from serving.jobs.runner import JobRunner
 from serving.jobs.table import JobTable, Release
 from serving.predictions import Predictions
-from serving.redis.link import RedisAbsent, RedisLink
+from serving.receipts import Receipts
+from serving.redis.link import RedisLink
 from serving.settings import Settings
 from serving.telemetry import Telemetry
 from serving.tracing import Tracer
 from serving.watching.monitor import OutputMonitor
+from serving.watching.outcomes import OutcomeWriter
 from serving.watching.personal import Personal
-from serving.watching.samples import OutcomeWriter, Sampler
+from serving.watching.samples import Sampler
 from serving.watching.segments import Segments
 from serving.watching.shadow import Shadow
 
 logger = logging.getLogger("serving")
 
 TEXT = b"text/plain; charset=utf-8"
-_FEEDBACK_BYTES = 1 << 20
 _SWITCH_SECONDS = 0.0002
 _RECENT_SECONDS = 1.0
 """By so much an answer from Redis may outlive its time there."""
@@ -54,13 +52,6 @@ class State(StrEnum):
     READY = "ready"
     DRAINING = "draining"
     FAILED = "failed"
-
-
-class Feedback(msgspec.Struct, forbid_unknown_fields=True):
-    """Outcomes of an earlier request: one a row, null where it is not known."""
-
-    request_id: str
-    outcomes: list[Any]
 
 
 class Service:
@@ -81,7 +72,7 @@ class Service:
         self.link: RedisLink | None = None
         self._model: LoadedModel | None = None
         self._batcher: Batcher | None = None
-        self._outcomes: OutcomeWriter | None = None
+        self._feedback: Feedback | None = None
         self._predictions: Predictions | None = None
         self._keys = ApiKeys(settings.api_keys_file) if settings.api_keys_file is not None else None
         self._rate: RateLimit | None = None
@@ -152,7 +143,11 @@ class Service:
         predictions = Predictions(batcher, loaded.codec, telemetry)
         if settings.redis_url is not None:
             self.link = RedisLink(settings.redis_url)
-            self._outcomes = OutcomeWriter(self.link, spec.serving.samples, spec.name)
+            samples = spec.serving.samples
+            receipts = Receipts(settings.shared_secret, spec.name, samples.outcome_seconds)
+            predictions.receipts = receipts
+            writer = OutcomeWriter(self.link, samples, spec.name)
+            self._feedback = Feedback(receipts, writer, telemetry)
             if spec.serving.samples.share > 0:
                 predictions.sampler = self._make_sampler(self.link, loaded)
             if spec.serving.cache.enabled:
@@ -323,24 +318,10 @@ class Service:
         """POST /feedback: what turned out to be true, for an earlier request."""
         _ = self.model
         check_json_type(call.headers)
-        body = await self.body(call, _FEEDBACK_BYTES)
-        try:
-            feedback = msgspec.json.decode(body, type=Feedback)
-        except msgspec.ValidationError as error:
-            raise invalid(error) from None
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise BadRequest(f"the body is not JSON: {error}") from None
-        if not feedback.request_id or len(feedback.request_id) > 128:
-            raise Invalid("request_id must have 1 to 128 characters", pointer="#/request_id")
-        if self._outcomes is None:
+        report = await parsed(await self.body(call, MOST_BYTES))
+        if self._feedback is None:
             raise Unavailable("outcomes are not kept here: SERVING_REDIS_URL is not set", reason="no_redis")
-        try:
-            await self._outcomes.write(feedback.request_id, feedback.outcomes)
-        except RedisAbsent:
-            raise Unavailable(
-                "the outcomes cannot be stored now; send them again", reason="redis", retry_after=5
-            ) from None
-        return Answer(202, b'{"status":"accepted"}')
+        return await self._feedback.answer(call, report)
 
     async def healthz(self, _: Call) -> Answer:
         """GET /healthz: the process can still answer. Independent of load, Redis and readiness."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import secrets
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_OWN_SECRET = secrets.token_hex(32)
 
 
 class Settings(BaseSettings):
@@ -30,6 +33,10 @@ class Settings(BaseSettings):
     """Processes that answer; more than one share the port and one /metrics."""
     redis_url: str | None = None
     """Cache, drift samples and rate limits; without it the three are off."""
+    secret: SecretStr | None = Field(default=None, min_length=16)
+    """From it come the keys of X-Feedback-Id and of the cache; all replicas of a model share it. Without one
+    every start makes its own, which its workers share: outcomes are then only taken where the answer came
+    from, until the next start."""
     personal_key: SecretStr | None = Field(default=None, min_length=16)
     """Secret with which personal columns marked `hash` are hashed in samples; without it they are dropped."""
     database_url: str | None = None
@@ -64,6 +71,12 @@ class Settings(BaseSettings):
     """Connections that have not sent a whole request head after this are closed."""
     otlp_endpoint: str | None = None
     """OTLP/HTTP endpoint for traces; needs the extra `tracing`."""
+
+    @property
+    def shared_secret(self) -> bytes:
+        """The secret, or one of this start's own, which the supervisor hands to its workers."""
+        given = self.secret.get_secret_value() if self.secret is not None else _OWN_SECRET
+        return given.encode()
 
     @property
     def keeps_jobs(self) -> bool:

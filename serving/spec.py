@@ -187,6 +187,9 @@ class SamplesSpec(Section):
     per_second: float = Field(default=200.0, ge=0)
     """Most requests a second that are sampled, in one process; above it samples are dropped and counted."""
     max_length: int = Field(default=100_000, ge=1)
+    outcome_seconds: float = Field(default=7 * 86400.0, ge=60)
+    """How long after an answer its outcomes are taken. What was told is remembered for that long, a few bytes
+    a row, so that it is told once."""
     max_row_bytes: int = Field(default=16384, ge=1)
     """Rows with larger features are not sampled: images do not belong into Redis."""
 
@@ -357,7 +360,7 @@ class PlainLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
-            event: yaml.AliasEvent = self.peek_event()  # type: ignore[no-untyped-call]
+            event: Any = self.peek_event()  # type: ignore[no-untyped-call]
             raise yaml.MarkedYAMLError(
                 problem=f"the alias *{event.anchor} is not read; write the values out",
                 problem_mark=event.start_mark,

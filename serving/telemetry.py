@@ -118,6 +118,7 @@ class Telemetry:
                 ("invalid_outputs", "Model calls whose answer broke the signature", ()),
                 ("samples_dropped", "Rows that were not sampled: too many, too large, or Redis absent", ()),
                 ("samples_sent", "Rows written to the drift samples", ()),
+                ("outcomes", "Rows of /feedback, by what became of them; refused are reports", ("outcome",)),
                 ("worker_restarts", "Workers that ended by themselves and were started again", ()),
             )
         }
@@ -161,7 +162,7 @@ class Telemetry:
         """Name the release; every series carries it."""
         self._labels = (model, version)
         for name, counter in self._counters.items():
-            if name not in ("rejected", "outputs", "segment_requests", "segment_errors"):
+            if name not in ("rejected", "outputs", "segment_requests", "segment_errors", "outcomes"):
                 counter.labels(model, version)
         if os.environ.get("MODELSERVE_WORKER_RESTARTS"):
             restarts = int(os.environ.pop("MODELSERVE_WORKER_RESTARTS"))

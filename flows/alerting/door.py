@@ -35,8 +35,8 @@ def read_token(path: Path) -> str:
         ) from None
     if not token:
         raise TokenMissing(
-            f"{path}: it is empty, and everybody knows the empty token; write one such as `openssl rand -hex 32` "
-            "gives, and give the same to Alertmanager"
+            f"{path}: it is empty, and everybody knows the empty token; write one such as "
+            "`openssl rand -hex 32` gives, and give the same to Alertmanager"
         )
     return token
 

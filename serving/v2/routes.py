@@ -9,6 +9,7 @@ import orjson
 
 from serving.errors import BadRequest, NotFound, Problem
 from serving.exchange import JSON, Answer, Call, Handler, problem_answer
+from serving.receipts import HEADER as RECEIPT
 from serving.service import Service, State
 from serving.v2.protocol import Protocol
 
@@ -85,10 +86,11 @@ class OpenInference:
         payload = loaded.codec.payload(columns)
         result = await service.run(call, payload, call.deadline(limits.timeout_seconds))
         content, head_length = protocol.answer(loaded.codec.arrays(result), wanted)
+        own = ((RECEIPT, call.receipt.encode()),) if call.receipt else ()
         if head_length is None:
-            return Answer(200, content, JSON)
+            return Answer(200, content, JSON, own)
         length = (b"inference-header-content-length", str(head_length).encode())
-        return Answer(200, content, _BINARY, (length,))
+        return Answer(200, content, _BINARY, (length, *own))
 
     def _for(self, call: Call) -> Protocol:
         """The protocol of the model in the path; NotFound for any other name or version."""
