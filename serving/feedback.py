@@ -35,11 +35,11 @@ class Feedback:
         self._telemetry = telemetry
 
     async def answer(self, call: Call, report: Report) -> Answer:
-        """202 with the number of outcomes by what became of them. NotFound, Invalid; Unavailable without Redis."""
+        """202 with the number of outcomes by what became of them. NotFound, Invalid, Unavailable."""
         receipt = self._receipts.read(report.request_id, call.client)
         if receipt is None:
             self._telemetry.count("outcomes", 1, "refused")
-            raise NotFound("no answer has this id, or it is too long ago; send X-Feedback-Id of the answer")
+            raise NotFound("no answer has this id, or it is too old; send X-Feedback-Id of the answer")
         if len(report.outcomes) > receipt.rows:
             self._telemetry.count("outcomes", 1, "refused")
             raise Invalid(
