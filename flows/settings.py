@@ -101,6 +101,9 @@ class Settings(BaseSettings):
     https://appriseit.com/services/), separated by blanks. They hold secrets. Empty: nobody."""
     image_tags_allowed: bool = False
     """Let the cluster run images by tag instead of by digest; for test clusters without a registry."""
+    personal_hashes: bool = True
+    """Whether servers have a key for columns marked `personal: hash` (`SERVING_PERSONAL_KEY`; here and on our
+    clusters they do). False: a model with such columns is refused when it is registered."""
     alerts_host: str = LOOPBACK
     """Address that the alert receiver binds; `0.0.0.0` in a pod."""
     gateway_timeout_seconds: float = Field(default=60, gt=0)

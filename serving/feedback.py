@@ -10,6 +10,7 @@ import msgspec
 from serving.errors import BadRequest, Invalid, NotFound, Unavailable
 from serving.exchange import Answer, Call
 from serving.inference.codec import invalid
+from serving.personal import Personal
 from serving.receipts import Receipts
 from serving.redis.link import RedisAbsent
 from serving.telemetry import Telemetry
@@ -29,7 +30,10 @@ class Report(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class Feedback:
-    def __init__(self, receipts: Receipts, writer: OutcomeWriter, telemetry: Telemetry) -> None:
+    def __init__(
+        self, receipts: Receipts, writer: OutcomeWriter, personal: Personal, telemetry: Telemetry
+    ) -> None:
+        self._personal = personal
         self._receipts = receipts
         self._writer = writer
         self._telemetry = telemetry
@@ -50,8 +54,9 @@ class Feedback:
                 raise Invalid(
                     f"an outcome may have at most {_MOST_OUTCOME_BYTES} bytes", pointer=f"#/outcomes/{row}"
                 )
+        outcomes = [self._personal.outcome(outcome) for outcome in report.outcomes]
         try:
-            kept = await self._writer.write(receipt.request, report.outcomes)
+            kept = await self._writer.write(receipt.request, outcomes)
         except RedisAbsent:
             raise Unavailable(
                 "the outcomes cannot be stored now; send them again", reason="redis", retry_after=5

@@ -26,6 +26,7 @@ from serving.inference.rows import Payload, Result, joined_payload
 from serving.jobs.chunks import Chunks
 from serving.jobs.runner import JobRunner
 from serving.jobs.table import JobTable, Release
+from serving.personal import Personal
 from serving.predictions import Predictions
 from serving.receipts import Receipts
 from serving.redis.link import RedisLink
@@ -34,7 +35,6 @@ from serving.telemetry import Telemetry
 from serving.tracing import Tracer
 from serving.watching.monitor import OutputMonitor
 from serving.watching.outcomes import OutcomeWriter
-from serving.watching.personal import Personal
 from serving.watching.samples import Sampler
 from serving.watching.segments import Segments
 from serving.watching.shadow import Shadow
@@ -73,6 +73,7 @@ class Service:
         self._model: LoadedModel | None = None
         self._batcher: Batcher | None = None
         self._feedback: Feedback | None = None
+        self._personal: Personal | None = None
         self._predictions: Predictions | None = None
         self._keys = ApiKeys(settings.api_keys_file) if settings.api_keys_file is not None else None
         self._rate: RateLimit | None = None
@@ -90,6 +91,7 @@ class Service:
         """Load and warm up in a thread, then take traffic. StartupError when the model cannot be served."""
         try:
             loaded = await asyncio.to_thread(load_model, self.settings)
+            self._personal = self._personal_of(loaded)
             if self._check is not None:
                 await asyncio.to_thread(self._check, loaded, self.settings.version)
         except StartupError as error:
@@ -129,7 +131,9 @@ class Service:
         )
         self._batcher = batcher
         monitor = OutputMonitor(spec, telemetry.outputs)
-        if isinstance(loaded.engine, RecordEngine):
+        if not monitor.shows:
+            pass
+        elif isinstance(loaded.engine, RecordEngine):
             loaded.engine.observed = monitor.records
         else:
             loaded.engine.observed = monitor.tensors
@@ -147,14 +151,19 @@ class Service:
             receipts = Receipts(settings.shared_secret, spec.name, samples.outcome_seconds)
             predictions.receipts = receipts
             writer = OutcomeWriter(self.link, samples, spec.name)
-            self._feedback = Feedback(receipts, writer, telemetry)
+            self._feedback = Feedback(receipts, writer, self.personal, telemetry)
             if spec.serving.samples.share > 0:
                 predictions.sampler = self._make_sampler(self.link, loaded)
             if spec.serving.cache.enabled:
                 predictions.recent = RecentAnswers(_RECENT_SECONDS, spec.serving.cache.max_value_bytes)
-                if pays(loaded):
+                if self.personal.cacheable and pays(loaded):
                     predictions.cache = RedisCache(
-                        self.link, loaded, settings.version, telemetry, batcher.announce
+                        self.link,
+                        loaded,
+                        settings.version,
+                        settings.shared_secret,
+                        telemetry,
+                        batcher.announce,
                     )
             if settings.rate_limit:
                 self._rate = RateLimit(self.link, spec.name, settings.rate_limit)
@@ -184,17 +193,29 @@ class Service:
             telemetry.source("jobs_waiting", lambda: runner.waiting)
 
     def _make_sampler(self, link: RedisLink, loaded: LoadedModel) -> Sampler:
-        spec, secret = loaded.spec, self.settings.personal_key
-        key = secret.get_secret_value().encode() if secret is not None else None
+        spec = loaded.spec
         return Sampler(
             link,
             loaded.codec,
-            Personal(spec.signature, key),
+            self.personal,
             spec.serving.samples,
             spec.name,
             self.settings.version,
             self.telemetry,
         )
+
+    def _personal_of(self, loaded: LoadedModel) -> Personal | None:
+        """None where no row leaves the server. StartupError."""
+        settings = self.settings
+        if settings.redis_url is None and not settings.keeps_jobs:
+            return None
+        key = settings.personal_key
+        return Personal(loaded.spec, key.get_secret_value().encode() if key is not None else None)
+
+    @property
+    def personal(self) -> Personal:
+        assert self._personal is not None
+        return self._personal
 
     def drain(self) -> None:
         """Not ready any more; requests that still come are answered."""

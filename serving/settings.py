@@ -38,7 +38,8 @@ class Settings(BaseSettings):
     every start makes its own, which its workers share: outcomes are then only taken where the answer came
     from, until the next start."""
     personal_key: SecretStr | None = Field(default=None, min_length=16)
-    """Secret with which personal columns marked `hash` are hashed in samples; without it they are dropped."""
+    """Secret with which personal columns marked `hash` are hashed in samples; a model that needs it does
+    not start without it."""
     database_url: str | None = None
     """PostgreSQL with the state of /batch-predict jobs; without it jobs are refused."""
     jobs_uri: str | None = None

@@ -59,7 +59,7 @@ class Column(Section):
     """The values of a string that the model knows. Others are taken as ever; `promotion.segments` counts them
     as `other`."""
     personal: Literal["hash", "drop"] | None = None
-    """Personal data: sampled rows leave the server without it, or with a keyed hash in its place."""
+    """Personal data: rows leave the server without it, or with a keyed hash in its place; see personal.py."""
 
     @field_validator("shape")
     @classmethod
@@ -218,6 +218,9 @@ class JobsSpec(Section):
     max_rows: int = Field(default=10_000_000, ge=1)
     chunk_rows: int = Field(default=1000, ge=1, le=100_000)
     """Rows that are run again when a replica is lost, and rows of a page of results."""
+    personal: Literal["refuse", "keep"] = "refuse"
+    """Of models with personal columns: the rows of a job stand in the store as they are, inputs and results,
+    for as long as `keep_seconds`. `keep` says that the store is fit for that."""
     max_queued: int = Field(default=1000, ge=1)
     keep_seconds: float = Field(default=7 * 86400.0, gt=0)
     """What ended that long ago is removed, results included."""
@@ -294,6 +297,10 @@ class ModelFile(BaseModel):
         if monitored is not None and monitored not in outputs:
             raise ValueError(
                 f"serving.monitor.output: {monitored} is no output; there are {', '.join(outputs)}"
+            )
+        if monitored is not None and columns[monitored].personal is not None:
+            raise ValueError(
+                f"serving.monitor.output: {monitored} is personal, and its values would stand in metrics"
             )
         runtime = self.serving.runtime
         if runtime.inputs == "stack" and runtime.kind in TABLES:

@@ -58,6 +58,11 @@ class BatchPredict:
         service = self._service
         spec = service.model.spec
         table, chunks, runner = self._parts()
+        if not service.personal.jobs:
+            raise Invalid(
+                "no jobs for this model: it has personal columns, and the rows of a job are stored as they "
+                "are; its model.yaml may say serving.jobs.personal: keep"
+            )
         headers = call.headers
         form = format_of_media(headers.get(b"content-type", b""))
         key = _key(headers.get(b"idempotency-key"))

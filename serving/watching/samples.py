@@ -18,11 +18,11 @@ import orjson
 
 from serving.inference.codec import Codec
 from serving.inference.rows import Payload, Result
+from serving.personal import Personal
 from serving.redis.link import RedisAbsent, RedisLink
 from serving.redis.wire import bulk, packed
 from serving.spec import SamplesSpec
 from serving.telemetry import Telemetry
-from serving.watching.personal import Personal
 
 logger = logging.getLogger("serving.watching.samples")
 
