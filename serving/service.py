@@ -12,11 +12,11 @@ import sys
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 
-from serving.access import ApiKeys, RateLimit, client_of
+from serving.access import WRONG_KEYS_PER_SECOND, ApiKeys, Buckets, RateLimit, client_of
 from serving.cache.cache import RedisCache, pays
 from serving.cache.recent import RecentAnswers
 from serving.encodings import decompressed
-from serving.errors import Problem, StartupError, Unavailable
+from serving.errors import Problem, RateLimited, StartupError, Unauthorized, Unavailable
 from serving.exchange import VERSION_HEADER, Answer, BodyReader, Call, check_json_type, fitting
 from serving.feedback import MOST_BYTES, Feedback, parsed
 from serving.inference.batcher import Batcher
@@ -77,6 +77,7 @@ class Service:
         self._predictions: Predictions | None = None
         self._keys = ApiKeys(settings.api_keys_file) if settings.api_keys_file is not None else None
         self._rate: RateLimit | None = None
+        self._wrong_keys = Buckets(WRONG_KEYS_PER_SECOND)
         self.tracer: Tracer | None = None
         self.jobs: tuple[JobTable, Chunks, JobRunner] | None = None
         """Where jobs can be kept."""
@@ -165,8 +166,8 @@ class Service:
                         telemetry,
                         batcher.announce,
                     )
-            if settings.rate_limit:
-                self._rate = RateLimit(self.link, spec.name, settings.rate_limit)
+        if settings.rate_limit:
+            self._rate = RateLimit(self.link, spec.name, settings.rate_limit, telemetry)
         if settings.shadow_url is not None and settings.shadow_share > 0:
             predictions.shadow = Shadow(
                 settings.shadow_url, settings.shadow_share, spec.serving.shadow, telemetry
@@ -261,10 +262,15 @@ class Service:
 
     async def admit(self, call: Call) -> None:
         """Unauthorized or RateLimited when this client may not ask (now)."""
+        address = client_of(call.scope, call.headers, self.settings.forwarded_clients)
+        client = address
         if self._keys is not None:
-            client = call.client = self._keys.client(call.headers)
-        else:
-            client = client_of(call.scope, call.headers, self.settings.forwarded_clients)
+            try:
+                client = call.client = self._keys.client(call.headers)
+            except Unauthorized:
+                if not self._wrong_keys.take(address):
+                    raise RateLimited("too many requests without a valid key", retry_after=1) from None
+                raise
         if self._rate is not None:
             await self._rate.admit(client)
 

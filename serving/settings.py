@@ -57,7 +57,8 @@ class Settings(BaseSettings):
     api_keys_file: Path | None = None
     """One key a line, `name:key`; when set, every route but the probes needs one."""
     rate_limit: int = Field(default=0, ge=0)
-    """Requests a second and client over all replicas; 0 is no limit. Needs Redis."""
+    """Requests a second and client over all replicas; 0 is no limit. Without Redis, or while it is slow, each
+    process counts by itself."""
     forwarded_clients: bool = False
     """Count requests to the last address in X-Forwarded-For; only behind a proxy that sets it."""
     fast_path: bool = True

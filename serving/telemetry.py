@@ -118,6 +118,7 @@ class Telemetry:
                 ("invalid_outputs", "Model calls whose answer broke the signature", ()),
                 ("samples_dropped", "Rows that were not sampled: too many, too large, or Redis absent", ()),
                 ("samples_sent", "Rows written to the drift samples", ()),
+                ("rate_limited_alone", "Requests that this process counted alone: Redis absent or slow", ()),
                 ("outcomes", "Rows of /feedback, by what became of them; refused are reports", ("outcome",)),
                 ("worker_restarts", "Workers that ended by themselves and were started again", ()),
             )

@@ -2,7 +2,8 @@
 
 Each row is cached by itself, so a request may be half cached. The key covers everything that decides the
 answer: model, version, the bundle's digest, the processing version and the canonical bytes of the inputs; and
-the secret that the replicas share. There is no invalidation: another bundle has other keys, and the rest is the time to live.
+the secret that the replicas share. There is no invalidation: another bundle has other keys, and the rest is
+the time to live.
 
 A lookup is not free: it takes a small model longer than the answer. With `redis: when_cheaper` its rows are
 not looked up, and the requests of the last second (recent.py) are all that is remembered.
