@@ -23,6 +23,7 @@ from flows.domain.drift.policy import DriftPolicy, seconds
 from flows.domain.drift.report import markdown
 from flows.domain.drift.schedule import is_due
 from flows.domain.errors import ModelServeError, SpecInvalid
+from flows.domain.pages import plain_markdown
 from flows.domain.spec import parse_spec
 from flows.steps.drift_check import Drawing, check_model
 from flows.wiring import ControlPlane, control_plane
@@ -147,7 +148,8 @@ def drift_due(limit: int = LIMIT) -> list[str]:
 
 
 def _publish(result: DriftResult) -> None:
-    create_markdown_artifact(markdown(result), key=f"drift-{result.model}", description=result.sentence)
+    text = plain_markdown(markdown(result))
+    create_markdown_artifact(text, key=f"drift-{result.model}", description=result.sentence)
     if result.report:
         create_link_artifact(result.report, link_text="drift report", key=f"drift-report-{result.model}")
 

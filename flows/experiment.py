@@ -9,6 +9,7 @@ from prefect import flow
 from prefect.artifacts import create_markdown_artifact
 
 from flows.domain.experiment import Plan
+from flows.domain.pages import plain_markdown
 from flows.domain.release import release_name
 from flows.steps.experimenting import Ended, report_markdown, run
 from flows.wiring import control_plane
@@ -55,7 +56,9 @@ def _publish(plan: Plan, ended: Ended) -> None:
     """The report in the Prefect UI; an experiment does not fail because of it."""
     try:
         create_markdown_artifact(
-            report_markdown(plan, ended), key=f"experiment-{plan.model}", description=ended.sentence
+            plain_markdown(report_markdown(plan, ended)),
+            key=f"experiment-{plan.model}",
+            description=ended.sentence,
         )
     except Exception as error:  # the server may be away; the finding is in the log and in the return value
         log.warning("the report of the experiment could not be published: %s", error)

@@ -6,6 +6,7 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 
 from flows.domain.errors import ModelServeError
+from flows.domain.pages import plain_markdown
 from flows.domain.promotion import State
 from flows.steps.restore import roll_back, roll_back_run
 from flows.wiring import control_plane
@@ -43,7 +44,7 @@ def rollback(
     log.info(restored.sentence)
     try:
         create_markdown_artifact(
-            f"**{restored.sentence}**", key=f"rollback-{restored.model}", description=reason
+            plain_markdown(f"**{restored.sentence}**"), key=f"rollback-{restored.model}", description=reason
         )
     except Exception as error:  # users are safe already; a report must not make this look undone
         log.warning("the rollback was not reported: %s", error)

@@ -101,6 +101,9 @@ class Settings(BaseSettings):
     https://appriseit.com/services/), separated by blanks. They hold secrets. Empty: nobody."""
     image_tags_allowed: bool = False
     """Let the cluster run images by tag instead of by digest; for test clusters without a registry."""
+    personal_hashes: bool = True
+    """Whether servers have a key for columns marked `personal: hash` (`SERVING_PERSONAL_KEY`; here and on our
+    clusters they do). False: a model with such columns is refused when it is registered."""
     alerts_host: str = LOOPBACK
     """Address that the alert receiver binds; `0.0.0.0` in a pod."""
     gateway_timeout_seconds: float = Field(default=60, gt=0)
@@ -168,6 +171,16 @@ class Settings(BaseSettings):
     def alerts_token_file(self) -> Path:
         """Bearer token that Alertmanager shows to the alert receiver."""
         return self.state / "secrets" / "alerts-token"
+
+    @property
+    def server_secret_file(self) -> Path:
+        """What all servers of this state folder derive the keys of request ids and caches from."""
+        return self.state / "secrets" / "server-secret"
+
+    @property
+    def personal_key_file(self) -> Path:
+        """With what servers hash personal columns. Another one makes other hashes of the same people."""
+        return self.state / "secrets" / "personal-key"
 
     @property
     def image_storage(self) -> Path:

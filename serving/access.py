@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import math
 import time
+from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,15 @@ from serving.errors import RateLimited, StartupError, Unauthorized
 from serving.exchange import Scope
 from serving.redis.coalesce import Coalescer
 from serving.redis.link import RedisAbsent, RedisLink
+from serving.telemetry import Telemetry
 
 OPEN_ROUTES = frozenset({"/", "/healthz", "/readyz", "/metrics", "/v2/health/live", "/v2/health/ready"})
 _CHALLENGE = ((b"www-authenticate", b"Bearer"),)
 _REREAD_SECONDS = 5.0
 _REDIS_SECONDS = 0.01
+_MOST_CLIENTS = 10_000
+WRONG_KEYS_PER_SECOND = 50
+"""Of one address; more get 429. A right key is never refused for the wrong ones of its neighbours."""
 
 
 class ApiKeys:
@@ -90,16 +96,39 @@ class ApiKeys:
         self._keys = keys
 
 
+class Buckets:
+    """So many requests a second and client, counted by this process alone: a bucket of tokens each, of one
+    second. Of more clients than are remembered the longest silent ones are forgotten, with full buckets."""
+
+    def __init__(self, per_second: float) -> None:
+        self._limit = per_second
+        self._clients: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def take(self, client: str) -> bool:
+        """Whether the client may ask now."""
+        now = time.monotonic()
+        tokens, at = self._clients.pop(client, (self._limit, now))
+        tokens = min(self._limit, tokens + (now - at) * self._limit)
+        allowed = tokens >= 1.0
+        self._clients[client] = (tokens - allowed, now)
+        if len(self._clients) > _MOST_CLIENTS:
+            self._clients.popitem(last=False)
+        return allowed
+
+
 class RateLimit:
     """So many requests a second and client over all replicas; a sliding window of two counters in Redis.
 
-    Without Redis nobody is refused.
+    Without Redis, and while it is slow, each process counts by itself: a client gets the limit of each. That
+    is no limit for all of them, and it is a limit; a metric says how often it was used.
     """
 
-    def __init__(self, link: RedisLink, model: str, per_second: int) -> None:
+    def __init__(self, link: RedisLink | None, model: str, per_second: int, telemetry: Telemetry) -> None:
         self._link = link
         self._prefix = f"rate:{model}:"
         self._limit = per_second
+        self._telemetry = telemetry
+        self._alone = Buckets(per_second)
         self._counter: Coalescer[str, float] = Coalescer(self._count)
 
     async def admit(self, client: str) -> None:
@@ -109,13 +138,15 @@ class RateLimit:
             raise RateLimited(f"more than {self._limit} requests a second", retry_after=1)
 
     async def _count(self, clients: list[str]) -> Sequence[float]:
+        link = self._link
         try:
-            rates: Sequence[float] = await self._link.run(
-                lambda redis: self._ask(redis, clients), _REDIS_SECONDS
-            )
+            if link is None:
+                raise RedisAbsent("there is none")
+            rates: Sequence[float] = await link.run(lambda redis: self._ask(redis, clients), _REDIS_SECONDS)
             return rates
         except RedisAbsent:
-            return [0.0] * len(clients)
+            self._telemetry.count("rate_limited_alone", len(clients))
+            return [0.0 if self._alone.take(client) else math.inf for client in clients]
 
     async def _ask(self, redis: Any, clients: list[str]) -> list[float]:
         now = time.time()

@@ -66,6 +66,7 @@ class Call:
         "headers",
         "hurried",
         "problem",
+        "receipt",
         "receive",
         "request_id",
         "scope",
@@ -91,6 +92,8 @@ class Call:
         self.after: Callable[[], None] | None = None
         """Run once the answer has been sent: what must never delay it."""
         self.problem: Problem | None = None
+        self.receipt = ""
+        """What the answer shows that it was given here, where outcomes are taken."""
         self.client = ""
         """Whose key it came with, where keys are needed."""
         self.hurried = False

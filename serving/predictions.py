@@ -17,12 +17,14 @@ from serving.exchange import JSON, Answer, Call, failed
 from serving.inference.batcher import Batcher
 from serving.inference.codec import Codec
 from serving.inference.rows import Payload, Result
+from serving.receipts import HEADER as RECEIPT
+from serving.receipts import Receipts, request_of
 from serving.telemetry import Telemetry
 from serving.watching.samples import Sampler
 from serving.watching.segments import Segments
 from serving.watching.shadow import Shadow
 
-_HIT = ((b"x-cache", b"hit"), (b"x-envoy-upstream-canary", b"true"))
+_HIT: tuple[tuple[bytes, bytes], ...] = ((b"x-cache", b"hit"), (b"x-envoy-upstream-canary", b"true"))
 """For clients, and for Envoy, which keeps a histogram of its own for answers that say so: the judge compares
 known answers with known ones and computed with computed ones."""
 Done = Callable[[Answer], None]
@@ -40,6 +42,7 @@ class Predictions:
         self.sampler: Sampler | None = None
         self.shadow: Shadow | None = None
         self.segments: Segments | None = None
+        self.receipts: Receipts | None = None
 
     def answer(self, call: Call, deadline: float, done: Done) -> Answer | None:
         """The answer to the body of the call, or None when `done` will be called with it. Raises a Problem
@@ -50,9 +53,11 @@ class Predictions:
             if known is not None:
                 content, rows = known
                 self.telemetry.cache_hits += rows
+                self.acknowledge(call, rows)
                 return self.answered(call, content, hit=True)
         payload = self.codec.decode(call.body)
         payload.counted = not call.pinned
+        self.acknowledge(call, payload.count)
         asked = _Asked(self, call, payload, deadline, done)
         try:
             if self.cache is None:
@@ -70,7 +75,15 @@ class Predictions:
             assert call.body is not None
             seconds = time.monotonic() - call.started
             call.after = partial(shadow.offer, call.body, content, call.request_id, seconds)
-        return Answer(200, content, JSON, _HIT if hit else ())
+        headers = _HIT if hit else ()
+        if call.receipt:
+            headers = (*headers, (RECEIPT, call.receipt.encode()))
+        return Answer(200, content, JSON, headers)
+
+    def acknowledge(self, call: Call, rows: int) -> None:
+        """Give the answer to come an id for its outcomes."""
+        if self.receipts is not None:
+            call.receipt = self.receipts.issue(call.client, rows)
 
     def ended(self, payload: Payload, status: int) -> None:
         """Count a request of the split whose rows could be read, answered from the cache in Redis or by the
@@ -81,6 +94,7 @@ class Predictions:
     async def run(self, call: Call, payload: Payload, deadline: float) -> Result:
         """Rows through the model for a client that waits, without the cache and the shadow."""
         payload.counted = not call.pinned
+        self.acknowledge(call, payload.count)
         try:
             result = await self.batcher.submit(payload, deadline, call.gone)
         except Problem as problem:
@@ -88,7 +102,7 @@ class Predictions:
             raise
         self.ended(payload, 200)
         if self.sampler is not None:
-            self.sampler.offer(call.request_id, payload, result)
+            self.sampler.offer(request_of(call.receipt), payload, result)
         return result
 
     async def close(self) -> None:
@@ -123,7 +137,7 @@ class _Asked:
         def sampled(outcome: Result | Problem) -> None:
             then(outcome)
             if not isinstance(outcome, Problem):
-                sampler.offer(call.request_id, payload, outcome, rows)
+                sampler.offer(request_of(call.receipt), payload, outcome, rows)
 
         way.batcher.submit_then(payload, self.deadline, call.gone, sampled)
 

@@ -11,39 +11,37 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from enum import StrEnum
-from typing import Any
 
-import msgspec
-
-from serving.access import ApiKeys, RateLimit, client_of
+from serving.access import WRONG_KEYS_PER_SECOND, ApiKeys, Buckets, RateLimit, client_of
 from serving.cache.cache import RedisCache, pays
 from serving.cache.recent import RecentAnswers
 from serving.encodings import decompressed
-from serving.errors import BadRequest, Invalid, Problem, StartupError, Unavailable
+from serving.errors import Problem, RateLimited, StartupError, Unauthorized, Unavailable
 from serving.exchange import VERSION_HEADER, Answer, BodyReader, Call, check_json_type, fitting
+from serving.feedback import MOST_BYTES, Feedback, parsed
 from serving.inference.batcher import Batcher
-from serving.inference.codec import invalid
 from serving.inference.engine import RecordEngine
 from serving.inference.model import LoadedModel, load_model, short
 from serving.inference.rows import Payload, Result, joined_payload
 from serving.jobs.chunks import Chunks
 from serving.jobs.runner import JobRunner
 from serving.jobs.table import JobTable, Release
+from serving.personal import Personal
 from serving.predictions import Predictions
-from serving.redis.link import RedisAbsent, RedisLink
+from serving.receipts import Receipts
+from serving.redis.link import RedisLink
 from serving.settings import Settings
 from serving.telemetry import Telemetry
 from serving.tracing import Tracer
 from serving.watching.monitor import OutputMonitor
-from serving.watching.personal import Personal
-from serving.watching.samples import OutcomeWriter, Sampler
+from serving.watching.outcomes import OutcomeWriter
+from serving.watching.samples import Sampler
 from serving.watching.segments import Segments
 from serving.watching.shadow import Shadow
 
 logger = logging.getLogger("serving")
 
 TEXT = b"text/plain; charset=utf-8"
-_FEEDBACK_BYTES = 1 << 20
 _SWITCH_SECONDS = 0.0002
 _RECENT_SECONDS = 1.0
 """By so much an answer from Redis may outlive its time there."""
@@ -54,13 +52,6 @@ class State(StrEnum):
     READY = "ready"
     DRAINING = "draining"
     FAILED = "failed"
-
-
-class Feedback(msgspec.Struct, forbid_unknown_fields=True):
-    """Outcomes of an earlier request: one a row, null where it is not known."""
-
-    request_id: str
-    outcomes: list[Any]
 
 
 class Service:
@@ -81,10 +72,12 @@ class Service:
         self.link: RedisLink | None = None
         self._model: LoadedModel | None = None
         self._batcher: Batcher | None = None
-        self._outcomes: OutcomeWriter | None = None
+        self._feedback: Feedback | None = None
+        self._personal: Personal | None = None
         self._predictions: Predictions | None = None
         self._keys = ApiKeys(settings.api_keys_file) if settings.api_keys_file is not None else None
         self._rate: RateLimit | None = None
+        self._wrong_keys = Buckets(WRONG_KEYS_PER_SECOND)
         self.tracer: Tracer | None = None
         self.jobs: tuple[JobTable, Chunks, JobRunner] | None = None
         """Where jobs can be kept."""
@@ -99,6 +92,7 @@ class Service:
         """Load and warm up in a thread, then take traffic. StartupError when the model cannot be served."""
         try:
             loaded = await asyncio.to_thread(load_model, self.settings)
+            self._personal = self._personal_of(loaded)
             if self._check is not None:
                 await asyncio.to_thread(self._check, loaded, self.settings.version)
         except StartupError as error:
@@ -138,7 +132,9 @@ class Service:
         )
         self._batcher = batcher
         monitor = OutputMonitor(spec, telemetry.outputs)
-        if isinstance(loaded.engine, RecordEngine):
+        if not monitor.shows:
+            pass
+        elif isinstance(loaded.engine, RecordEngine):
             loaded.engine.observed = monitor.records
         else:
             loaded.engine.observed = monitor.tensors
@@ -152,17 +148,26 @@ class Service:
         predictions = Predictions(batcher, loaded.codec, telemetry)
         if settings.redis_url is not None:
             self.link = RedisLink(settings.redis_url)
-            self._outcomes = OutcomeWriter(self.link, spec.serving.samples, spec.name)
+            samples = spec.serving.samples
+            receipts = Receipts(settings.shared_secret, spec.name, samples.outcome_seconds)
+            predictions.receipts = receipts
+            writer = OutcomeWriter(self.link, samples, spec.name)
+            self._feedback = Feedback(receipts, writer, self.personal, telemetry)
             if spec.serving.samples.share > 0:
                 predictions.sampler = self._make_sampler(self.link, loaded)
             if spec.serving.cache.enabled:
                 predictions.recent = RecentAnswers(_RECENT_SECONDS, spec.serving.cache.max_value_bytes)
-                if pays(loaded):
+                if self.personal.cacheable and pays(loaded):
                     predictions.cache = RedisCache(
-                        self.link, loaded, settings.version, telemetry, batcher.announce
+                        self.link,
+                        loaded,
+                        settings.version,
+                        settings.shared_secret,
+                        telemetry,
+                        batcher.announce,
                     )
-            if settings.rate_limit:
-                self._rate = RateLimit(self.link, spec.name, settings.rate_limit)
+        if settings.rate_limit:
+            self._rate = RateLimit(self.link, spec.name, settings.rate_limit, telemetry)
         if settings.shadow_url is not None and settings.shadow_share > 0:
             predictions.shadow = Shadow(
                 settings.shadow_url, settings.shadow_share, spec.serving.shadow, telemetry
@@ -189,17 +194,29 @@ class Service:
             telemetry.source("jobs_waiting", lambda: runner.waiting)
 
     def _make_sampler(self, link: RedisLink, loaded: LoadedModel) -> Sampler:
-        spec, secret = loaded.spec, self.settings.personal_key
-        key = secret.get_secret_value().encode() if secret is not None else None
+        spec = loaded.spec
         return Sampler(
             link,
             loaded.codec,
-            Personal(spec.signature, key),
+            self.personal,
             spec.serving.samples,
             spec.name,
             self.settings.version,
             self.telemetry,
         )
+
+    def _personal_of(self, loaded: LoadedModel) -> Personal | None:
+        """None where no row leaves the server. StartupError."""
+        settings = self.settings
+        if settings.redis_url is None and not settings.keeps_jobs:
+            return None
+        key = settings.personal_key
+        return Personal(loaded.spec, key.get_secret_value().encode() if key is not None else None)
+
+    @property
+    def personal(self) -> Personal:
+        assert self._personal is not None
+        return self._personal
 
     def drain(self) -> None:
         """Not ready any more; requests that still come are answered."""
@@ -245,10 +262,15 @@ class Service:
 
     async def admit(self, call: Call) -> None:
         """Unauthorized or RateLimited when this client may not ask (now)."""
+        address = client_of(call.scope, call.headers, self.settings.forwarded_clients)
+        client = address
         if self._keys is not None:
-            client = call.client = self._keys.client(call.headers)
-        else:
-            client = client_of(call.scope, call.headers, self.settings.forwarded_clients)
+            try:
+                client = call.client = self._keys.client(call.headers)
+            except Unauthorized:
+                if not self._wrong_keys.take(address):
+                    raise RateLimited("too many requests without a valid key", retry_after=1) from None
+                raise
         if self._rate is not None:
             await self._rate.admit(client)
 
@@ -257,7 +279,8 @@ class Service:
     async def predict(self, call: Call) -> Answer:
         """POST /predict."""
         check_json_type(call.headers)
-        call.body = await self._bodies.read(call, self.model.spec.serving.limits.max_body_bytes)
+        limit = self.model.spec.serving.limits.max_body_bytes
+        call.body = await self.body(call, limit)
         given: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
 
         def give(answer: Answer) -> None:
@@ -267,20 +290,23 @@ class Service:
         return self.predict_promptly(call, give) or await given
 
     def predict_promptly(self, call: Call, done: Callable[[Answer], None]) -> Answer | None:
-        """POST /predict without a task, for a call whose body is here. The answer, or None when `done` will
-        be called with it, some time soon. Raises a Problem when the rows cannot be taken."""
+        """POST /predict without a task, for a call whose body is here as it is meant, not compressed. The
+        answer, or None when `done` will be called with it, some time soon. Raises a Problem when the rows
+        cannot be taken."""
         limits = self.model.spec.serving.limits
         check_json_type(call.headers)
         assert call.body is not None
         fitting(call.body, limits.max_body_bytes)
-        encoding = call.headers.get(b"content-encoding")
-        if encoding is not None:
-            call.body = decompressed(call.body, encoding, limits.max_body_bytes)
         return self.predictions.answer(call, call.deadline(limits.timeout_seconds), done)
 
     async def body(self, call: Call, limit: int) -> bytes:
-        """The request's body, within size and time."""
-        return await self._bodies.read(call, limit)
+        """The request's body, within size and time, and decompressed: in a thread, since a small body may
+        stand for a thousand times as much, which would hold up everybody else."""
+        body = await self._bodies.read(call, limit)
+        encoding = call.headers.get(b"content-encoding")
+        if encoding is None:
+            return body
+        return await asyncio.to_thread(decompressed, body, encoding, limit)
 
     async def run(self, call: Call, payload: Payload, deadline: float) -> Result:
         """Rows through the model for a client that waits, without the cache and the shadow."""
@@ -319,24 +345,10 @@ class Service:
         """POST /feedback: what turned out to be true, for an earlier request."""
         _ = self.model
         check_json_type(call.headers)
-        body = await self._bodies.read(call, _FEEDBACK_BYTES)
-        try:
-            feedback = msgspec.json.decode(body, type=Feedback)
-        except msgspec.ValidationError as error:
-            raise invalid(error) from None
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise BadRequest(f"the body is not JSON: {error}") from None
-        if not feedback.request_id or len(feedback.request_id) > 128:
-            raise Invalid("request_id must have 1 to 128 characters", pointer="#/request_id")
-        if self._outcomes is None:
+        report = await parsed(await self.body(call, MOST_BYTES))
+        if self._feedback is None:
             raise Unavailable("outcomes are not kept here: SERVING_REDIS_URL is not set", reason="no_redis")
-        try:
-            await self._outcomes.write(feedback.request_id, feedback.outcomes)
-        except RedisAbsent:
-            raise Unavailable(
-                "the outcomes cannot be stored now; send them again", reason="redis", retry_after=5
-            ) from None
-        return Answer(202, b'{"status":"accepted"}')
+        return await self._feedback.answer(call, report)
 
     async def healthz(self, _: Call) -> Answer:
         """GET /healthz: the process can still answer. Independent of load, Redis and readiness."""

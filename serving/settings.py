@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import secrets
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_OWN_SECRET = secrets.token_hex(32)
 
 
 class Settings(BaseSettings):
@@ -30,8 +33,13 @@ class Settings(BaseSettings):
     """Processes that answer; more than one share the port and one /metrics."""
     redis_url: str | None = None
     """Cache, drift samples and rate limits; without it the three are off."""
+    secret: SecretStr | None = Field(default=None, min_length=16)
+    """From it come the keys of X-Feedback-Id and of the cache; all replicas of a model share it. Without one
+    every start makes its own, which its workers share: outcomes are then only taken where the answer came
+    from, until the next start."""
     personal_key: SecretStr | None = Field(default=None, min_length=16)
-    """Secret with which personal columns marked `hash` are hashed in samples; without it they are dropped."""
+    """Secret with which personal columns marked `hash` are hashed in samples; a model that needs it does
+    not start without it."""
     database_url: str | None = None
     """PostgreSQL with the state of /batch-predict jobs; without it jobs are refused."""
     jobs_uri: str | None = None
@@ -49,7 +57,8 @@ class Settings(BaseSettings):
     api_keys_file: Path | None = None
     """One key a line, `name:key`; when set, every route but the probes needs one."""
     rate_limit: int = Field(default=0, ge=0)
-    """Requests a second and client over all replicas; 0 is no limit. Needs Redis."""
+    """Requests a second and client over all replicas; 0 is no limit. Without Redis, or while it is slow, each
+    process counts by itself."""
     forwarded_clients: bool = False
     """Count requests to the last address in X-Forwarded-For; only behind a proxy that sets it."""
     fast_path: bool = True
@@ -68,6 +77,12 @@ class Settings(BaseSettings):
     """JSON list of origins (`https://app.example.com`, or `*`) whose pages may read the answers."""
     otlp_endpoint: str | None = None
     """OTLP/HTTP endpoint for traces; needs the extra `tracing`."""
+
+    @property
+    def shared_secret(self) -> bytes:
+        """The secret, or one of this start's own, which the supervisor hands to its workers."""
+        given = self.secret.get_secret_value() if self.secret is not None else _OWN_SECRET
+        return given.encode()
 
     @property
     def keeps_jobs(self) -> bool:

@@ -59,7 +59,7 @@ class Column(Section):
     """The values of a string that the model knows. Others are taken as ever; `promotion.segments` counts them
     as `other`."""
     personal: Literal["hash", "drop"] | None = None
-    """Personal data: sampled rows leave the server without it, or with a keyed hash in its place."""
+    """Personal data: rows leave the server without it, or with a keyed hash in its place; see personal.py."""
 
     @field_validator("shape")
     @classmethod
@@ -187,6 +187,9 @@ class SamplesSpec(Section):
     per_second: float = Field(default=200.0, ge=0)
     """Most requests a second that are sampled, in one process; above it samples are dropped and counted."""
     max_length: int = Field(default=100_000, ge=1)
+    outcome_seconds: float = Field(default=7 * 86400.0, ge=60)
+    """How long after an answer its outcomes are taken. What was told is remembered for that long, a few bytes
+    a row, so that it is told once."""
     max_row_bytes: int = Field(default=16384, ge=1)
     """Rows with larger features are not sampled: images do not belong into Redis."""
 
@@ -209,9 +212,15 @@ class JobsSpec(Section):
 
     max_body_bytes: int = Field(default=64 << 20, ge=1)
     """Larger inputs are uploaded to the store and named by their URI."""
+    max_decoded_bytes: int = Field(default=8 << 30, ge=1)
+    """Of all rows of a job as JSON Lines, whatever the file was; those of a body may take four times
+    `max_body_bytes`."""
     max_rows: int = Field(default=10_000_000, ge=1)
     chunk_rows: int = Field(default=1000, ge=1, le=100_000)
     """Rows that are run again when a replica is lost, and rows of a page of results."""
+    personal: Literal["refuse", "keep"] = "refuse"
+    """Of models with personal columns: the rows of a job stand in the store as they are, inputs and results,
+    for as long as `keep_seconds`. `keep` says that the store is fit for that."""
     max_queued: int = Field(default=1000, ge=1)
     keep_seconds: float = Field(default=7 * 86400.0, gt=0)
     """What ended that long ago is removed, results included."""
@@ -289,6 +298,10 @@ class ModelFile(BaseModel):
             raise ValueError(
                 f"serving.monitor.output: {monitored} is no output; there are {', '.join(outputs)}"
             )
+        if monitored is not None and columns[monitored].personal is not None:
+            raise ValueError(
+                f"serving.monitor.output: {monitored} is personal, and its values would stand in metrics"
+            )
         runtime = self.serving.runtime
         if runtime.inputs == "stack" and runtime.kind in TABLES:
             raise ValueError(
@@ -349,14 +362,29 @@ _DATATYPES: dict[str, frozenset[str]] = {
 }
 
 
+class PlainLoader(yaml.SafeLoader):
+    """YAML without aliases. Hundreds of bytes of them stand for more than can be checked in a life."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+            raise yaml.MarkedYAMLError(
+                problem=f"the alias *{event.anchor} is not read; write the values out",
+                problem_mark=event.start_mark,
+            )
+        return super().compose_node(parent, index)
+
+
 def read_model_file(path: Path) -> ModelFile:
     """Parse and check a model.yaml; SpecProblem with one line a problem, each naming file and key."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), PlainLoader)
     except FileNotFoundError:
         raise SpecProblem([f"{path}: not there; a model's folder needs a model.yaml"]) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SpecProblem([f"{path}: not valid YAML: {' '.join(str(error).split())}"]) from error
+    except RecursionError:
+        raise SpecProblem([f"{path}: nested too deeply"]) from None
     if not isinstance(content, dict):
         raise SpecProblem([f"{path}: expected keys such as 'name', 'signature' and 'serving'"])
     try:

@@ -54,6 +54,8 @@ class Supervisor:
 
     def run(self) -> int:
         """Serve until SIGTERM or SIGINT; 0 when every worker ended well."""
+        if self._settings.secret is None:
+            os.environ["SERVING_SECRET"] = self._settings.shared_secret.decode()
         metrics = tempfile.mkdtemp(prefix="metrics-")
         os.environ[_METRICS_VARIABLE] = metrics
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -129,6 +129,8 @@ class Telemetry:
                 ("segment_errors", "Of these, requests that failed", ("segment",)),
                 ("samples_dropped", "Rows that were not sampled: too many, too large, or Redis absent", ()),
                 ("samples_sent", "Rows written to the drift samples", ()),
+                ("rate_limited_alone", "Requests that this process counted alone: Redis absent or slow", ()),
+                ("outcomes", "Rows of /feedback, by what became of them; refused are reports", ("outcome",)),
                 ("worker_restarts", "Workers that ended by themselves and were started again", ()),
             )
         }
@@ -175,7 +177,7 @@ class Telemetry:
             if name in ("predictions", "prediction_seconds"):
                 for outcome in ("success", "fail"):
                     counter.labels(model, version, outcome)
-            elif name not in ("rejected", "outputs", "segment_requests", "segment_errors"):
+            elif name not in ("rejected", "outputs", "segment_requests", "segment_errors", "outcomes"):
                 counter.labels(model, version)
         if os.environ.get("MODELSERVE_WORKER_RESTARTS"):
             restarts = int(os.environ.pop("MODELSERVE_WORKER_RESTARTS"))

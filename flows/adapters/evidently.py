@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from flows.domain.errors import ModelServeError
+from flows.domain.pages import plain, with_policy
 
 
 class ReportFailed(ModelServeError):
@@ -76,7 +77,7 @@ def draw(
             with tempfile.TemporaryDirectory(prefix="modelserve-report-") as folder:
                 page = Path(folder) / "report.html"
                 run.save_html(str(page))
-                html = page.read_bytes()
+                html = with_policy(page.read_text(encoding="utf-8")).encode()
         except Exception as error:  # any failure of the drawing must leave the verdict alone
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise ReportFailed(
@@ -92,7 +93,12 @@ def _column(test: dict[str, dict[str, dict[str, str]]]) -> str | None:
 
 
 def _clean(frame: pd.DataFrame, categorical: Sequence[str]) -> pd.DataFrame:
-    """Categories as text: Evidently sorts them, which mixed types do not allow."""
+    """Categories as text: Evidently sorts them, which mixed types do not allow, and writes them into a script
+    of its page as they are, so that a value with `</script>` in it would end that and begin its own."""
     return frame.assign(
-        **{name: frame[name].map(str, na_action="ignore") for name in categorical if name in frame}
+        **{
+            name: frame[name].map(lambda value: plain(str(value)), na_action="ignore")
+            for name in categorical
+            if name in frame
+        }
     ).reset_index(drop=True)

@@ -10,21 +10,20 @@ page says so until then.
 
 from __future__ import annotations
 
-import hmac
 import logging
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
 
 import anyio.to_thread
 import httpx
-from fastapi import FastAPI, Header, HTTPException, Response
+from fastapi import FastAPI, HTTPException, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel, ConfigDict, Field
 
 from flows.adapters.registry import POSTPONED
 from flows.alerting.attribution import Blame, blame
+from flows.alerting.door import Door, TokenMissing, read_token
 from flows.alerting.exposition import exposition
 from flows.domain.errors import DependencyDown, ModelServeError
 from flows.domain.promotion import State
@@ -122,20 +121,11 @@ def _with_prefect(plane: ControlPlane, model: str, version: int, reason: str) ->
 
 def receiver(plane: ControlPlane, token: str) -> FastAPI:
     """The receiver's web application; `token` is the bearer token that Alertmanager shows."""
-    app = FastAPI(title="ModelServeAI alert receiver", docs_url=None, redoc_url=None)
-
-    def authorise(authorization: str | None) -> None:
-        shown = (authorization or "").removeprefix("Bearer ")
-        if not hmac.compare_digest(shown.encode(), token.encode()):
-            raise HTTPException(
-                401, "show the bearer token of the alert receiver", {"WWW-Authenticate": "Bearer"}
-            )
+    app = FastAPI(title="ModelServeAI alert receiver", docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_middleware(Door, token=token)
 
     @app.post("/alerts")
-    async def alerts(
-        notification: Notification, authorization: Annotated[str | None, Header()] = None
-    ) -> dict[str, list[dict[str, str]]]:
-        authorise(authorization)
+    async def alerts(notification: Notification) -> dict[str, list[dict[str, str]]]:
         outcomes = []
         again: list[str] = []
         for alert in notification.alerts:
@@ -167,11 +157,14 @@ def receiver(plane: ControlPlane, token: str) -> FastAPI:
 
 
 def serve() -> None:
-    """Run the receiver until it is told to stop."""
+    """Run the receiver until it is told to stop; ends at once, with a sentence, when it has no token."""
     import uvicorn
 
     plane = control_plane()
-    token = Path(plane.settings.alerts_token_file).read_text().strip()
+    try:
+        token = read_token(Path(plane.settings.alerts_token_file))
+    except TokenMissing as error:
+        raise SystemExit(str(error)) from None
     uvicorn.run(
         receiver(plane, token),
         host=plane.settings.alerts_host,

@@ -186,15 +186,16 @@ class Users:
 
     async def _ask(self, row: Row, request_id: str) -> None:
         """One request of one user. Never repeated: a user does not see a retry as no failure."""
-        version, status = NOBODY, NO_ANSWER
+        version, status, receipt = NOBODY, NO_ANSWER, None
         headers = {"Content-Type": "application/json", "X-Request-Id": request_id}
         started = time.monotonic()
         self.statistics.in_flight += 1
         try:
             async with self._session.post(f"{self._root}/predict", data=row.body, headers=headers) as answer:
                 version = answer.headers.get("X-Model-Version", NOBODY)
-                # A gateway may have put an id of its own in place of ours; outcomes need the one that counts.
+                # A gateway may have put an id of its own in place of ours.
                 request_id = answer.headers.get("X-Request-Id", request_id)
+                receipt = answer.headers.get("X-Feedback-Id")
                 await answer.read()
                 status = answer.status
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -209,13 +210,13 @@ class Users:
                 line = orjson.dumps(entry | {"milliseconds": round(seconds * 1000, 2)})
                 self._log.write(line.decode() + "\n")
         if status == 200 and self._replay.feedback:
-            self._remember(row, request_id)
+            self._remember(row, receipt)
 
-    def _remember(self, row: Row, request_id: str) -> None:
-        if row.outcome is None:
+    def _remember(self, row: Row, receipt: str | None) -> None:
+        if row.outcome is None or receipt is None:
             self.statistics.without_outcome += 1
             return
-        body = orjson.dumps({"request_id": request_id, "outcomes": [row.outcome]})
+        body = orjson.dumps({"request_id": receipt, "outcomes": [row.outcome]})
         self._outcomes.append((time.monotonic() + self._replay.feedback_delay, body))
 
     async def _tell(self, body: bytes) -> None:

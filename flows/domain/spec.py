@@ -64,15 +64,30 @@ class ModelSpec(Section):
         return name
 
 
+class PlainLoader(yaml.SafeLoader):
+    """YAML without aliases. Hundreds of bytes of them stand for more than can be checked in a life."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event: Any = self.peek_event()  # type: ignore[no-untyped-call]
+            raise yaml.MarkedYAMLError(
+                problem=f"the alias *{event.anchor} is not read; write the values out",
+                problem_mark=event.start_mark,
+            )
+        return super().compose_node(parent, index)
+
+
 def parse_spec(text: str, source: str) -> ModelSpec:
     """Parse the text of a `model.yaml`; `source` is the file's name for messages.
 
     Raises SpecInvalid with one line a problem: file, key, what is wrong, what is allowed.
     """
     try:
-        content = yaml.safe_load(text)
+        content = yaml.load(text, PlainLoader)
     except yaml.YAMLError as error:
         raise SpecInvalid(f"{source}: not valid YAML: {' '.join(str(error).split())}") from error
+    except RecursionError:
+        raise SpecInvalid(f"{source}: nested too deeply") from None
     if not isinstance(content, dict):
         raise SpecInvalid(f"{source}: expected keys such as 'name' and 'signature' at the top level")
     try:

@@ -91,6 +91,7 @@ def checked_bundle(
     Raises what `register_release` does.
     """
     spec, _ = read_spec(folder)
+    _require_personal_key(settings, spec, folder)
     found = contents(folder, artifacts, model_file(spec), rows)
     refuse_too_large(found, settings.bundle_limit_bytes)
     for line in found.lines():
@@ -143,6 +144,17 @@ def require_samples(bundle: Path, shown: Path) -> None:
     if all(sample.status != 200 for sample in samples):
         raise SpecInvalid(
             f"{shown / path.name}: refusals only; add a request that is answered, with its predictions"
+        )
+
+
+def _require_personal_key(settings: Settings, spec: ModelSpec, shown: Path) -> None:
+    """A server without the key would not start, after the image was built and scanned: SpecInvalid now."""
+    columns = (*spec.signature.inputs, *spec.signature.outputs)
+    hashed = [column.name for column in columns if column.personal == "hash"]
+    if hashed and not settings.personal_hashes:
+        raise SpecInvalid(
+            f"{shown / 'model.yaml'}: personal: hash of {', '.join(hashed)} needs a key, and servers here "
+            "have none (MODELSERVE_PERSONAL_HASHES=false); give them SERVING_PERSONAL_KEY, or mark them drop"
         )
 
 

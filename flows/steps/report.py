@@ -22,6 +22,7 @@ from flows.domain.judge.policy import PromotionPolicy
 from flows.domain.judge.spoken import Spoken, spoken
 from flows.domain.judge.verdict import Verdict
 from flows.domain.judge.windows import Window
+from flows.domain.pages import plain_markdown
 from flows.domain.promotion import Promotion, State
 from flows.domain.release import release_name
 from flows.domain.spec import ModelSpec
@@ -72,7 +73,7 @@ def publish_image(promotion: Promotion, image: str, scanned: str) -> None:
     """The image by digest and what the scanners found (markdown), before anything is deployed."""
     name = release_name(promotion.model, promotion.version)
     try:
-        create_markdown_artifact(scanned, key=f"scan-{name}", description=image)
+        create_markdown_artifact(plain_markdown(scanned), key=f"scan-{name}", description=image)
     except Exception as error:  # a report must not decide how a promotion ends
         log.warning("the scan of %s could not be published: %s", name, error)
 
@@ -92,7 +93,7 @@ def _publish(plane: ControlPlane, promotion: Promotion, spec: ModelSpec) -> None
     verdicts = [Verdict.from_json(window.verdict) for window in stored]
     shown = spoken(spec.promotion, windows, verdicts[-1] if verdicts else None)
     events = plane.registry.events(promotion.model, promotion)
-    text = decision_report(promotion, events, windows, verdicts, shown)
+    text = plain_markdown(decision_report(promotion, events, windows, verdicts, shown))
     folder = f"reports/{promotion.model}/{promotion.id}"
     uri = plane.artifacts.write_bytes(f"{folder}/report.md", text.encode())
     create_markdown_artifact(text, key=f"decision-{name}", description=promotion.reason)

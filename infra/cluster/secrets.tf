@@ -30,7 +30,7 @@ ephemeral "random_password" "database" {
 }
 
 ephemeral "random_password" "token" {
-  for_each = toset(["alerts", "prefect", "grafana"])
+  for_each = toset(["alerts", "prefect", "grafana", "servers", "personal"])
   length   = 48
   special  = false
 }
@@ -72,6 +72,7 @@ locals {
   other_secrets = {
     redis        = "URL of the cache"
     alerts       = "Token that Alertmanager shows to the alert receiver"
+    servers      = "Keys of X-Feedback-Id and the cache, and of hashes of personal columns"
     grafana      = "Grafana's administrator"
     alertmanager = "slack-url, platform-pager-key, models-pager-key and heartbeat-token, written by a person"
   }
@@ -98,6 +99,16 @@ resource "aws_secretsmanager_secret_version" "alerts" {
   secret_id                = aws_secretsmanager_secret.other["alerts"].id
   secret_string_wo_version = var.database_secrets_version
   secret_string_wo         = jsonencode({ token = ephemeral.random_password.token["alerts"].result })
+}
+
+# A version of its own: with another personal key the same people get other hashes.
+resource "aws_secretsmanager_secret_version" "servers" {
+  secret_id                = aws_secretsmanager_secret.other["servers"].id
+  secret_string_wo_version = var.server_keys_version
+  secret_string_wo = jsonencode({
+    secret       = ephemeral.random_password.token["servers"].result
+    personal-key = ephemeral.random_password.token["personal"].result
+  })
 }
 
 resource "aws_secretsmanager_secret_version" "grafana" {

@@ -121,6 +121,12 @@ variable "database_secrets_version" {
   default     = 1
 }
 
+variable "server_keys_version" {
+  description = "Raise it to give the servers new keys: feedback for answers of before is refused, and hashes of personal columns no longer equal those of before."
+  type        = number
+  default     = 1
+}
+
 variable "cache" {
   description = "Redis of caches and drift samples. Nodes: 1, or more for automatic failover."
   type = object({

@@ -1,8 +1,9 @@
 """Answers of equal rows, kept in Redis and computed once when several clients ask at the same time.
 
 Each row is cached by itself, so a request may be half cached. The key covers everything that decides the
-answer: model, version, the bundle's digest, the processing version, and the canonical bytes of the inputs.
-There is no invalidation: another bundle has other keys, and the rest is the time to live.
+answer: model, version, the bundle's digest, the processing version and the canonical bytes of the inputs; and
+the secret that the replicas share. There is no invalidation: another bundle has other keys, and the rest is
+the time to live.
 
 A lookup is not free: it takes a small model longer than the answer. With `redis: when_cheaper` its rows are
 not looked up, and the requests of the last second (recent.py) are all that is remembered.
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import hmac
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -87,6 +89,7 @@ class RedisCache:
         link: RedisLink,
         loaded: LoadedModel,
         version: str,
+        secret: bytes,
         telemetry: Telemetry,
         announce: Callable[[int], None],
     ) -> None:
@@ -98,7 +101,8 @@ class RedisCache:
         self._telemetry = telemetry
         self._announce = announce
         release = "\0".join((spec.name, version, loaded.bundle.sha256, spec.serving.processing_version))
-        identity = hashlib.blake2b(release.encode(), digest_size=32).digest()
+        # Keyed: who reads Redis could try out names until a key is there, and know who has asked.
+        identity = hmac.digest(secret, b"cache\0" + release.encode(), "sha256")
         self._hash = hashlib.blake2b(digest_size=_DIGEST_BYTES, key=identity)
         prefix = f"predictions:{spec.name}-v{version}:".encode()
         # All keys have one length, so the part before the digest is packed once for all of them.

@@ -127,7 +127,8 @@ class Edge:
     def whole(self, request: WholeRequest, handler: Handler) -> None:
         """See WholeRequests."""
         call = self._begun(request.scope, request.receive, request.headers, request.body)
-        if not self._service.guarded and handler is self._predict:
+        prompt = handler is self._predict and b"content-encoding" not in request.headers
+        if prompt and not self._service.guarded:
             self._promptly(request, call)
         else:
             request.task = request.loop.create_task(self._whole(request, handler, call))

@@ -14,7 +14,6 @@ from urllib.parse import parse_qs
 import orjson
 from msgspec import UNSET
 
-from serving.encodings import decompressed
 from serving.errors import BadRequest, Invalid, NotFound, Problem, Unavailable
 from serving.exchange import JSON, Answer, Call, Handler
 from serving.jobs.chunks import Chunks
@@ -26,6 +25,7 @@ from serving.jobs.inputs import (
     read_request,
     rows_of,
     uri_pattern,
+    within,
 )
 from serving.jobs.runner import JobRunner, checked_total
 from serving.jobs.table import DatabaseAway, Job, JobTable
@@ -34,6 +34,8 @@ from serving.service import Service
 _ID = re.compile(r"[0-9a-f]{32}")
 _KEY = re.compile(r"[\x21-\x7e]{1,128}")
 _RESULTS = "/results"
+_GROWTH = 4
+"""The rows of a body may take so many times the largest body."""
 
 
 class BatchPredict:
@@ -56,13 +58,15 @@ class BatchPredict:
         service = self._service
         spec = service.model.spec
         table, chunks, runner = self._parts()
+        if not service.personal.jobs:
+            raise Invalid(
+                "no jobs for this model: it has personal columns, and the rows of a job are stored as they "
+                "are; its model.yaml may say serving.jobs.personal: keep"
+            )
         headers = call.headers
         form = format_of_media(headers.get(b"content-type", b""))
         key = _key(headers.get(b"idempotency-key"))
         body = await service.body(call, spec.serving.jobs.max_body_bytes)
-        if b"content-encoding" in headers:
-            encoding, most_bytes = headers[b"content-encoding"], spec.serving.jobs.max_body_bytes
-            body = await asyncio.to_thread(decompressed, body, encoding, most_bytes)
         request = await asyncio.to_thread(lambda: hashlib.sha256(form.encode() + b"\0" + body).hexdigest())
         if key is not None and (known := await table.by_key(key, call.client)) is not None:
             return _created(_same(known, request), chunks)
@@ -70,6 +74,7 @@ class BatchPredict:
             raise Unavailable("too many jobs wait", reason="full", retry_after=60)
         job = uuid.uuid4().hex
         size, most = spec.serving.jobs.chunk_rows, spec.serving.jobs.max_rows
+        most_bytes = min(spec.serving.jobs.max_decoded_bytes, _GROWTH * spec.serving.jobs.max_body_bytes)
         asked = await asyncio.to_thread(read_request, body) if form == "json" else JobRequest()
         if asked.input_uri is not UNSET:
             if asked.instances is not UNSET:
@@ -89,7 +94,7 @@ class BatchPredict:
             def rows() -> Iterator[bytes]:
                 if form == "json":
                     return instance_rows(asked)
-                return rows_of(io.BytesIO(body), form, spec)
+                return within(rows_of(io.BytesIO(body), form, spec), most_bytes)
 
             try:
                 total = await asyncio.to_thread(lambda: chunks.split(job, 0, rows(), size, most))

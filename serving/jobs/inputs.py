@@ -5,16 +5,16 @@ What breaks the format refuses the whole job; a row that breaks the signature fa
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator, Sequence
-from typing import Any, BinaryIO, Literal
+from typing import BinaryIO, Literal
 
 import msgspec
 import orjson
 
 from serving.errors import BadRequest, Invalid, Unsupported
 from serving.inference.codec import invalid
+from serving.jobs.parquet import parquet_rows
 from serving.spec import ModelFile
 
 Format = Literal["json", "jsonl", "parquet"]
@@ -34,7 +34,6 @@ _SUFFIXES: dict[str, Format] = {
     ".ndjson": "jsonl",
     ".parquet": "parquet",
 }
-_PARQUET_ROWS = 256
 
 
 class JobRequest(msgspec.Struct, forbid_unknown_fields=True):
@@ -78,7 +77,7 @@ def rows_of(stream: BinaryIO, form: Format, model: ModelFile) -> Iterator[bytes]
     """Each row as one JSON value without line breaks. BadRequest or Invalid when the input cannot be read."""
     limit = model.serving.jobs.max_body_bytes
     if form == "parquet":
-        yield from _parquet_rows(stream, model)
+        yield from parquet_rows(stream, model)
     elif form == "jsonl":
         yield from _lines(stream, model.serving.limits.max_body_bytes)
     else:
@@ -113,37 +112,14 @@ def _plain(value: bytes, where: str) -> bytes:
         raise BadRequest(f"{where} is not JSON: {error}") from None
 
 
-def _parquet_rows(stream: BinaryIO, model: ModelFile) -> Iterator[bytes]:
-    import pyarrow  # half a second that servers without such jobs save
-    import pyarrow.parquet
-
-    try:
-        table = pyarrow.parquet.ParquetFile(stream)
-        given = set(table.schema_arrow.names)
-        if len(given) < len(table.schema_arrow.names):
-            raise Invalid("two columns have the same name")
-        columns = {column.name: column for column in model.signature.inputs}
-        for name in sorted(given - columns.keys()):
-            raise Invalid(f"unknown column {name}; the model takes {', '.join(columns)}")
-        for name, column in columns.items():
-            if name not in given and not column.nullable:
-                raise Invalid(f"column {name} is missing")
-        for batch in table.iter_batches(batch_size=_PARQUET_ROWS):
-            for row in batch.to_pylist():
-                yield b"{%s}" % b",".join(
-                    b"%s:%s" % (orjson.dumps(name), _json(value)) for name, value in row.items()
-                )
-    except (pyarrow.ArrowException, OSError) as error:
-        raise BadRequest(f"the input is not Parquet: {str(error).splitlines()[0][:200]}") from None
-    except TypeError as error:
-        raise Invalid(f"a column holds what JSON cannot: {error}") from None
-
-
-def _json(value: Any) -> bytes:
-    """Data frames say null with NaN. JSON has no infinity; a number beyond all floats stands for it, which
-    fails the row as infinity would."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return b"null" if math.isnan(value) else b"1e999" if value > 0 else b"-1e999"
-    if isinstance(value, list):
-        return b"[%s]" % b",".join([_json(item) for item in value])
-    return orjson.dumps(value)
+def within(rows: Iterator[bytes], most_bytes: int) -> Iterator[bytes]:
+    """The rows, as long as all of them together fit; Invalid. What a client has sent is small, what it stands
+    for need not be: each row is written into the store."""
+    size = 0
+    for row in rows:
+        size += len(row)
+        if size > most_bytes:
+            raise Invalid(
+                f"the rows take more than {most_bytes} bytes as JSON Lines; make several jobs of them"
+            )
+        yield row

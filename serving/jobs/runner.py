@@ -13,7 +13,7 @@ import orjson
 
 from serving.errors import Invalid, Problem, Unavailable
 from serving.jobs.chunks import Chunks
-from serving.jobs.inputs import Format, rows_of
+from serving.jobs.inputs import Format, rows_of, within
 from serving.jobs.table import DatabaseAway, Job, JobTable, LeaseLost
 from serving.spec import ModelFile
 from serving.telemetry import Telemetry
@@ -194,7 +194,8 @@ class JobRunner:
             raise Invalid(f"there is no file {job.source_uri}") from None
         # fsspec's own files cannot limit the length of a line.
         with io.BufferedReader(opened) as stream:
-            rows = rows_of(stream, cast(Format, job.source_format), self._model)
+            read = rows_of(stream, cast(Format, job.source_format), self._model)
+            rows = within(read, spec.max_decoded_bytes)
             total = self._chunks.split(job.id, job.fence, rows, job.chunk_rows, spec.max_rows)
         return checked_total(total, spec.max_rows)
 

@@ -175,6 +175,16 @@ def column_schema(column: Column, datatype: Datatype) -> dict[str, Any]:
     return schema
 
 
+_RECEIPT = "0123456789abcdef00000001-2-692a8f00-00112233445566778899aabbccddeeff"
+
+_KEPT = {
+    "status": {"const": "accepted"},
+    "kept": {"type": "integer", "description": "Rows whose outcome was not told before"},
+    "known": {"type": "integer", "description": "Rows of which the same was told before"},
+    "conflicting": {"type": "integer", "description": "Rows of which something else was told before"},
+}
+
+
 def _feedback() -> dict[str, Any]:
     return {
         "summary": "Tell what turned out to be true for an earlier request",
@@ -185,18 +195,23 @@ def _feedback() -> dict[str, Any]:
                 "required": ["request_id", "outcomes"],
                 "additionalProperties": False,
                 "properties": {
-                    "request_id": {"type": "string", "minLength": 1, "maxLength": 128},
+                    "request_id": {
+                        "type": "string",
+                        "minLength": 1,
+                        "maxLength": 128,
+                        "description": "X-Feedback-Id of the answer",
+                    },
                     "outcomes": {
                         "type": "array",
-                        "description": "One outcome a row, null where it is not known",
+                        "description": "One outcome a row, null where it is not known; each is taken once",
                     },
                 },
             },
-            {"request_id": "0123456789abcdef", "outcomes": [1, None]},
+            {"request_id": _RECEIPT, "outcomes": [1, None]},
         ),
         "responses": {
-            "202": json_answer("Kept", {"type": "object", "properties": {"status": {"const": "accepted"}}}),
-            **problems("400", "401", "408", "413", "415", "422", "429", "500", "503"),
+            "202": json_answer("Kept", {"type": "object", "properties": _KEPT}),
+            **problems("400", "401", "404", "408", "413", "415", "422", "429", "500", "503"),
         },
     }
 

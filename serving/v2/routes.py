@@ -8,9 +8,9 @@ from urllib.parse import unquote
 import msgspec
 import orjson
 
-from serving.encodings import decompressed
 from serving.errors import BadRequest, Conflict, NotFound
 from serving.exchange import JSON, Answer, Call, Handler, reporting
+from serving.receipts import HEADER as RECEIPT
 from serving.service import Service, State
 from serving.v2.extensions import EXTENSIONS, configuration, statistics
 from serving.v2.protocol import Protocol
@@ -136,16 +136,15 @@ class OpenInference:
         limits = loaded.spec.serving.limits
         headers = call.headers
         body = await service.body(call, limits.max_body_bytes)
-        if b"content-encoding" in headers:
-            body = decompressed(body, headers[b"content-encoding"], limits.max_body_bytes)
         columns, wanted = protocol.parse(body, _head_length(headers, len(body)))
         payload = loaded.codec.payload(columns)
         result = await service.run(call, payload, call.deadline(limits.timeout_seconds))
         content, head_length = protocol.answer(loaded.codec.arrays(result), wanted)
+        own = ((RECEIPT, call.receipt.encode()),) if call.receipt else ()
         if head_length is None:
-            return Answer(200, content, JSON)
+            return Answer(200, content, JSON, own)
         length = (b"inference-header-content-length", str(head_length).encode())
-        return Answer(200, content, _BINARY, (length,))
+        return Answer(200, content, _BINARY, (length, *own))
 
     def _for(self, call: Call) -> Protocol:
         """The protocol of the model in the path; NotFound for any other name or version."""

@@ -23,9 +23,12 @@ class OutputMonitor:
 
     def __init__(self, model: ModelFile, sink: Callable[[Array], None]) -> None:
         spec = model.serving.monitor
+        # The values of a personal column must not stand in metrics.
+        shown = [place for place, one in enumerate(model.signature.outputs) if one.personal is None]
         names = [column.name for column in model.signature.outputs]
-        self._index = names.index(spec.output) if spec.output is not None else 0
+        self._index = names.index(spec.output) if spec.output is not None else (shown or [0])[0]
         column = model.signature.outputs[self._index]
+        self.shows = column.personal is None
         self._name = column.name
         self._scores = bool(column.shape) and column.type in ("number", "integer")
         self._edges = bin_edges(column.minimum, column.maximum, spec.bins)

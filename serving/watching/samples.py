@@ -1,4 +1,4 @@
-"""Answered rows and delayed outcomes, into the Redis streams that the drift analysis reads.
+"""Answered rows, into the Redis stream that the drift analysis reads.
 
 Sampling never delays an answer: rows wait in a bounded queue that a task empties four times a second; what
 does not fit is dropped and counted.
@@ -7,7 +7,6 @@ does not fit is dropped and counted.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import random
 import time
@@ -19,11 +18,11 @@ import orjson
 
 from serving.inference.codec import Codec
 from serving.inference.rows import Payload, Result
+from serving.personal import Personal
 from serving.redis.link import RedisAbsent, RedisLink
 from serving.redis.wire import bulk, packed
 from serving.spec import SamplesSpec
 from serving.telemetry import Telemetry
-from serving.watching.personal import Personal
 
 logger = logging.getLogger("serving.watching.samples")
 
@@ -144,38 +143,10 @@ class Sampler:
         ]
 
 
-class OutcomeWriter:
-    """Takes the true outcomes that clients learn later to the stream `outcomes:<model>`."""
-
-    def __init__(self, link: RedisLink, spec: SamplesSpec, model: str) -> None:
-        self._link = link
-        self._stream = f"outcomes:{model}"
-        self._max_length = spec.max_length
-
-    async def write(self, request_id: str, outcomes: list[Any]) -> None:
-        """Append one entry for each outcome that is known (not null). RedisAbsent when it cannot be kept."""
-        at = time.time()
-        entries = [
-            _written({"request_id": request_id, "row": row, "outcome": outcome, "at": at})
-            for row, outcome in enumerate(outcomes)
-            if outcome is not None
-        ]
-        if entries:
-            await append(self._link, self._stream, entries, self._max_length)
-
-
 async def append(link: RedisLink, stream: str, entries: list[bytes], max_length: int) -> None:
     """One command and one reply for all entries. RedisAbsent."""
     arguments = (b"EVAL", _APPEND, b"1", stream.encode(), b"%d" % max_length, *entries)
     await link.command(packed([bulk(argument) for argument in arguments]), _REDIS_SECONDS)
-
-
-def _written(entry: dict[str, Any]) -> bytes:
-    """Outcomes are any JSON, also integers above 64 bits, which orjson does not write."""
-    try:
-        return orjson.dumps(entry)
-    except TypeError:
-        return json.dumps(entry).encode()
 
 
 def _plain(value: Any) -> Any:

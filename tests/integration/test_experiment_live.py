@@ -121,7 +121,7 @@ class Visitors(threading.Thread):
                 answer.raise_for_status()
                 versions.add(answer.headers["x-model-version"])
                 outcome = self.chance.random() < LATE
-                content = {"request_id": answer.headers["x-request-id"], "outcomes": [outcome]}
+                content = {"request_id": answer.headers["x-feedback-id"], "outcomes": [outcome]}
                 client.post(f"{self.url}/feedback", json=content).raise_for_status()
             cookie = client.cookies.get(COOKIE)
         if not self.split():

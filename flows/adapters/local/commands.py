@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 from flows.adapters.local.records import Record
+from flows.adapters.local.secrets import kept
 from flows.domain.cluster.manifests import server_environment
 from flows.domain.errors import DependencyDown, ImageFailed
 from flows.domain.release import Release
@@ -34,6 +35,8 @@ def environment(settings: Settings, release: Release, spec: ModelSpec, record: R
         "SERVING_PORT": str(record.port),
         "SERVING_REDIS_URL": settings.redis_url,
         "SERVING_DATABASE_URL": _with_password(settings.registry_url) if inside else settings.registry_url,
+        "SERVING_SECRET": kept(settings.server_secret_file),
+        "SERVING_PERSONAL_KEY": kept(settings.personal_key_file),
         "SERVING_JOBS_URI": f"{settings.artifacts_uri}/jobs",
         "SERVING_DRAIN_SECONDS": str(DRAIN_SECONDS),
         **({"SERVING_OTLP_ENDPOINT": settings.otlp_endpoint} if settings.otlp_endpoint else {}),

@@ -124,6 +124,8 @@ def server_environment(release: Release, spec: ModelSpec) -> dict[str, str]:
 CLUSTER_ENVIRONMENT = {
     "SERVING_REDIS_URL": ("secretKeyRef", "modelserve-server", "redis-url"),
     "SERVING_DATABASE_URL": ("secretKeyRef", "modelserve-server", "database-url"),
+    "SERVING_SECRET": ("secretKeyRef", "modelserve-server-keys", "secret"),
+    "SERVING_PERSONAL_KEY": ("secretKeyRef", "modelserve-server-keys", "personal-key"),
     "SERVING_JOBS_URI": ("configMapKeyRef", "modelserve-cluster", "SERVING_JOBS_URI"),
     "SERVING_OTLP_ENDPOINT": ("configMapKeyRef", "modelserve-tracing", "otlp-endpoint"),
 }

@@ -10,6 +10,7 @@ from flows.domain.drift.column_drift import NEWEST
 from flows.domain.drift.findings import ColumnDrift, DriftResult, WindowSummary
 from flows.domain.drift.performance import QUALITY
 from flows.domain.drift.report import change_text, detectable_text, effect_text, lines, moment
+from flows.domain.pages import with_policy
 
 
 def page(result: DriftResult, second_opinion: str | None = None, link: str | None = None) -> str:
@@ -27,7 +28,7 @@ def page(result: DriftResult, second_opinion: str | None = None, link: str | Non
     plots = "".join(_card(column, newest) for column in result.columns)
     windows = _windows(newest)
     title = f"{html.escape(result.release or result.model)}: {html.escape(result.outcome.value)}"
-    return (
+    return with_policy(
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f"<style>{STYLE}</style>"
         f"</head><body><h1>{title}</h1><p>{html.escape(result.sentence)}</p>{other}<ul>{items}</ul>"

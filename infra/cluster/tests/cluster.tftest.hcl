@@ -249,7 +249,7 @@ run "secrets_have_the_names_that_manifests_use" {
 
   assert {
     condition = toset(concat(keys(local.database_roles), keys(local.other_secrets))) == toset([
-      "registry", "jobs-database", "prefect", "dashboards", "redis", "alerts", "grafana", "alertmanager",
+      "registry", "jobs-database", "prefect", "dashboards", "redis", "alerts", "servers", "grafana", "alertmanager",
     ])
     error_message = "k8s/ and the platform chart name these"
   }

@@ -66,6 +66,7 @@ class Gateway:
             request.transport.abort()
             raise ConnectionResetError
         status, headers = told
+        headers = {"X-Feedback-Id": request_id, **headers}
         return web.json_response({"predictions": [0.5]}, status=status, headers=headers)
 
     async def take_feedback(self, request: web.Request) -> web.Response:
@@ -155,10 +156,10 @@ def test_outcomes_follow_their_answers(gateway: Gateway, rows: Path) -> None:
     assert min(at - asked_at[request_id] for at, request_id in first) >= 0.4
 
 
-def test_an_outcome_goes_to_the_id_that_the_gateway_gave(gateway: Gateway, rows: Path) -> None:
+def test_an_outcome_goes_to_the_id_that_the_answer_gave(gateway: Gateway, rows: Path) -> None:
     gateway.behaviour = lambda _g, number, _r: (
         200,
-        {"X-Model-Version": "1", "X-Request-Id": f"own-{number}"},
+        {"X-Model-Version": "1", "X-Feedback-Id": f"own-{number}"},
     )
     _replay(gateway, rows, duration=0.3)
     assert gateway.feedback

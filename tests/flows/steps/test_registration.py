@@ -157,3 +157,10 @@ def test_a_signature_that_takes_less_than_the_stables_is_warned_of(
         "warning: narrower than flights-v1: input age is new and required: rows without it are refused",
         "warning: narrower than flights-v1: input months: number has become integer",
     ]
+
+
+def test_hashes_without_a_key_are_refused_before_anything_is_built(plane: ControlPlane, folder: Path) -> None:
+    """The server would not start, after the image was built and scanned."""
+    settings = plane.settings.model_copy(update={"personal_hashes": False})
+    with pytest.raises(SpecInvalid, match=r"hash of email needs a key.*SERVING_PERSONAL_KEY"):
+        register_release(replace(plane, settings=settings), folder, folder / "model.pt")

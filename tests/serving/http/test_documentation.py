@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -130,3 +133,14 @@ def test_every_setting_is_explained() -> None:
         place = lines.index(f"SERVING_{name.upper()}")
         assert not lines[place + 1].strip().startswith("("), f"{name} has no explanation"
     assert lines[lines.index("SERVING_BUNDLE") + 1].endswith("(required)")
+
+
+def test_the_page_of_the_documentation_runs_its_own_script_only(affine_client: httpx.Client) -> None:
+    answer = affine_client.get("/docs")
+    policy = answer.headers["content-security-policy"]
+    [own] = re.findall(r"<script>(.*?)</script>", answer.text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(own.encode()).digest()).decode()
+    assert f"'sha256-{digest}'" in policy
+    assert "unsafe-inline" not in policy.split("style-src")[0]
+    assert "default-src 'none'" in policy
+    assert "frame-ancestors 'none'" in policy
