@@ -58,7 +58,7 @@ class Cluster:
     pending_rows_per_server: int = 32
     """KEDA: rows waiting in a server's queue beyond which another server is started."""
     proxies: int = 3
-    """A request comes through so many of ours: load balancer, NGINX, gateway. Each names who was before it."""
+    """A request comes through so many of ours: load balancer, NGINX, gateway. Each names the one before."""
     tags_allowed: bool = False
     """Accept an image without a digest: for clusters whose nodes get images without a registry."""
 
