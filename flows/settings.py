@@ -108,6 +108,9 @@ class Settings(BaseSettings):
     """Address that the alert receiver binds; `0.0.0.0` in a pod."""
     gateway_timeout_seconds: float = Field(default=60, gt=0)
     """How long the gateway waits for a release's answer before it says 504."""
+    gateway_shows: tuple[str, ...] = ()
+    """Paths of servers that the local gateway shows beside those for users: `["docs", "openapi.json"]`. On a
+    cluster they are in `gateway-may-call-models`."""
     session_header: str = ""
     """On a cluster, requests with the same value of this header go to the same server of a release (a
     consistent hash). Empty: to the server with the fewest requests."""

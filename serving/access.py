@@ -171,11 +171,12 @@ class RateLimit:
         return rates
 
 
-def client_of(scope: Scope, headers: dict[bytes, bytes], forwarded: bool) -> str:
-    """Whom to count a request to when there are no keys: the peer, or whom a trusted proxy names."""
-    if forwarded:
-        named = headers.get(b"x-forwarded-for")
-        if named:
-            return named.rsplit(b",", 1)[-1].strip().decode("latin-1")[:64]
+def client_of(scope: Scope, headers: dict[bytes, bytes], proxies: int) -> str:
+    """Whom to count a request to when there are no keys: the peer, or whom the first of so many trusted
+    proxies names. One that came by fewer of them is its peer's."""
+    if proxies:
+        named = headers.get(b"x-forwarded-for", b"").split(b",")
+        if len(named) >= proxies and (address := named[-proxies].strip()):
+            return address.decode("latin-1")[:64]
     peer = scope.get("client")
     return str(peer[0]) if peer else "unknown"

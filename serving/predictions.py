@@ -53,11 +53,9 @@ class Predictions:
             if known is not None:
                 content, rows = known
                 self.telemetry.cache_hits += rows
-                self.acknowledge(call, rows)
                 return self.answered(call, content, hit=True)
         payload = self.codec.decode(call.body)
         payload.counted = not call.pinned
-        self.acknowledge(call, payload.count)
         asked = _Asked(self, call, payload, deadline, done)
         try:
             if self.cache is None:
@@ -81,7 +79,8 @@ class Predictions:
         return Answer(200, content, JSON, headers)
 
     def acknowledge(self, call: Call, rows: int) -> None:
-        """Give the answer to come an id for its outcomes."""
+        """Give the answer to come an id for its outcomes. Answers that are not sampled carry none: their
+        outcomes could be joined with nothing, and most answers of a busy server are such."""
         if self.receipts is not None:
             call.receipt = self.receipts.issue(call.client, rows)
 
@@ -135,6 +134,8 @@ class _Asked:
             return
 
         def sampled(outcome: Result | Problem) -> None:
+            if not isinstance(outcome, Problem):
+                way.acknowledge(call, self.payload.count)
             then(outcome)
             if not isinstance(outcome, Problem):
                 sampler.offer(request_of(call.receipt), payload, outcome, rows)

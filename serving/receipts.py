@@ -1,9 +1,9 @@
 """What an answer shows that it was given here: the value of its header X-Feedback-Id.
 
 `/feedback` is open to whoever may ask the model. Without a proof, anybody could report outcomes for answers
-of others, or for none, and decide what the drift analysis and the judge believe. So each answer carries an id
-that nobody can make up: which request it was, how many rows were answered, when, and a MAC over all of it
-and over the client's name where clients have keys. Nothing is remembered for it.
+of others, or for none, and decide what the drift analysis and the judge believe. So each answer that is
+sampled carries an id that nobody can make up: which request it was, how many rows were answered, when, and a
+MAC over all of it and over the client's name where clients have keys. Nothing is remembered for it.
 
 It is no X-Request-Id: that one is for logs and traces, clients choose it, and gateways put their own in its
 place.
@@ -48,8 +48,11 @@ class Receipts:
     def issue(self, client: str, rows: int) -> str:
         """An id for an answer of so many rows to this client ("" where clients have no names)."""
         self._count += 1
-        plain = f"{self._prefix}{self._count:08x}-{rows:x}-{int(time.time()):08x}"
-        return f"{plain}-{self._signed(plain, client)}"
+        # Each answer gets one: this form takes two thirds of the time of the others.
+        plain = "%s%08x-%x-%08x" % (self._prefix, self._count, rows, int(time.time()))  # noqa: UP031
+        mac = self._mac.copy()
+        mac.update((plain + "\0" + client).encode())
+        return plain + "-" + mac.hexdigest()
 
     def read(self, text: str, client: str) -> Receipt | None:
         """What it says, or None when it was not issued to this client, or too long ago."""

@@ -77,6 +77,7 @@ class Service:
         self._predictions: Predictions | None = None
         self._keys = ApiKeys(settings.api_keys_file) if settings.api_keys_file is not None else None
         self._rate: RateLimit | None = None
+        self._proxies = settings.forwarded_proxies if settings.forwarded_clients else 0
         self._wrong_keys = Buckets(WRONG_KEYS_PER_SECOND)
         self.tracer: Tracer | None = None
         self.jobs: tuple[JobTable, Chunks, JobRunner] | None = None
@@ -262,7 +263,7 @@ class Service:
 
     async def admit(self, call: Call) -> None:
         """Unauthorized or RateLimited when this client may not ask (now)."""
-        address = client_of(call.scope, call.headers, self.settings.forwarded_clients)
+        address = client_of(call.scope, call.headers, self._proxies)
         client = address
         if self._keys is not None:
             try:

@@ -60,7 +60,10 @@ class Settings(BaseSettings):
     """Requests a second and client over all replicas; 0 is no limit. Without Redis, or while it is slow, each
     process counts by itself."""
     forwarded_clients: bool = False
-    """Count requests to the last address in X-Forwarded-For; only behind a proxy that sets it."""
+    """Count requests to an address in X-Forwarded-For; only behind a proxy that sets it."""
+    forwarded_proxies: int = Field(default=1, ge=1, le=10)
+    """How many proxies of ours a request comes through. Each adds whom it got it from, so that the client is
+    the address that many places from the right; what stands before that he has written himself."""
     fast_path: bool = True
     """Answer the hot routes before FastAPI; off is the same in all but speed."""
     access_log: bool = False

@@ -84,7 +84,7 @@ class Users:
 
     async def wait_for_a_release(self) -> None:
         """Return when the model answers at the gateway. DependencyDown after the time to wait."""
-        url, deadline = f"{self._root}/healthz", time.monotonic() + self._replay.wait
+        url, deadline = f"{self._root}/v2/health/ready", time.monotonic() + self._replay.wait
         while self._replay.wait > 0 and not self._stopping:
             with suppress(aiohttp.ClientError, TimeoutError):
                 async with self._session.get(url) as answer:

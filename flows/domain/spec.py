@@ -1,7 +1,7 @@
 """`model.yaml`: everything a team says about one model.
 
-The sections `name`, `description`, `signature`, `resources`, `scan`, `promotion` and `drift` are checked
-here. The section `serving` belongs to the model server, which checks it itself
+The sections `name`, `description`, `signature`, `access`, `resources`, `scan`, `promotion` and `drift` are
+checked here. The section `serving` belongs to the model server, which checks it itself
 (`python -m serving check FOLDER`); here it is only carried along.
 """
 
@@ -46,11 +46,20 @@ class ScanPolicy(Section):
     """Finding ids (`CVE-…`, `AVD-…`) accepted by the model's owners."""
 
 
+class Access(Section):
+    """Who may ask, and how often."""
+
+    per_second: int = Field(default=0, ge=0)
+    """Requests a second and client, over all servers of a release; 0 is no limit. Clients are told apart by
+    the address that the gateway has seen."""
+
+
 class ModelSpec(Section):
     name: str
     description: str = ""
     signature: Signature
     serving: dict[str, Any] = Field(default_factory=dict)
+    access: Access = Access()
     resources: Resources = Resources()
     scan: ScanPolicy = ScanPolicy()
     promotion: PromotionPolicy = PromotionPolicy()

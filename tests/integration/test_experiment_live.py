@@ -121,8 +121,10 @@ class Visitors(threading.Thread):
                 answer.raise_for_status()
                 versions.add(answer.headers["x-model-version"])
                 outcome = self.chance.random() < LATE
-                content = {"request_id": answer.headers["x-feedback-id"], "outcomes": [outcome]}
-                client.post(f"{self.url}/feedback", json=content).raise_for_status()
+                receipt = answer.headers.get("x-feedback-id")
+                if receipt is not None:  # those that are sampled
+                    content = {"request_id": receipt, "outcomes": [outcome]}
+                    client.post(f"{self.url}/feedback", json=content).raise_for_status()
             cookie = client.cookies.get(COOKIE)
         if not self.split():
             return  # it ended meanwhile, and he was sent to the stable release like everybody

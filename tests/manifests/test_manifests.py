@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
-from flows.domain.cluster.manifests import CLUSTER_ENVIRONMENT
+from flows.adapters.kubernetes.skeletons import read_skeletons
+from flows.domain.cluster.manifests import CLUSTER_ENVIRONMENT, release_manifests
+from flows.domain.spec import parse_spec
 from tests.manifests.validate import OVERLAYS, ROOT, built, problems_of, with_component
-from tests.manifests.variants import rendered
+from tests.manifests.variants import CLUSTER, release, rendered
 
 Thing = dict[str, Any]
 RENDERED = rendered()
@@ -243,3 +245,22 @@ def test_tracing_is_off_until_its_component_is_named(overlay: list[Thing]) -> No
     source, holder, key = CLUSTER_ENVIRONMENT["SERVING_OTLP_ENDPOINT"]
     assert (source, holder) == ("configMapKeyRef", endpoint["metadata"]["name"])
     assert endpoint["data"][key].startswith("http://otel-collector.tracing.svc")
+
+
+def test_a_limit_that_a_model_asks_for_reaches_its_servers() -> None:
+    """Nothing ever set one on a deployed release: whoever wanted a limit had to edit a Deployment."""
+    text = (
+        "name: flights\nsignature: {inputs: [{name: a, type: number}], outputs: [{name: b, type: number}]}\n"
+    )
+
+    def told(access: str) -> dict[str, Any]:
+        asked = parse_spec(text + access, "model.yaml")
+        deployment = release_manifests(release(), asked, CLUSTER, read_skeletons())[0]
+        [server] = deployment["spec"]["template"]["spec"]["containers"]
+        return {variable["name"]: variable.get("value") for variable in server["env"]}
+
+    limited = told("access: {per_second: 20}\n")
+    assert limited["SERVING_RATE_LIMIT"] == "20"
+    assert (limited["SERVING_FORWARDED_CLIENTS"], limited["SERVING_FORWARDED_PROXIES"]) == ("true", "3")
+    assert "SERVING_RATE_LIMIT" not in told("")
+    assert "SERVING_JOBS_INPUT_URIS" in told("")

@@ -47,6 +47,8 @@ ALLOWED = [
     Call(GATEWAY, "modelserve", MODEL, "/predict"),
     Call(GATEWAY, "modelserve", MODEL, "/feedback"),
     Call(GATEWAY, "modelserve", MODEL, "/v2/models/flights/infer"),
+    Call(GATEWAY, "modelserve", MODEL, "/batch-predict"),
+    Call(GATEWAY, "modelserve", MODEL, "/batch-predict/0a/results", method="GET"),
     Call(INTERCEPTOR, "modelserve", MODEL, "/predict"),
     Call(GATEWAY, "keda", ASLEEP, "/predict"),
     Call(FLOWS, "modelserve", MODEL, "/predict"),
@@ -58,6 +60,11 @@ ALLOWED = [
 REFUSED = [
     *(Call(who, "modelserve", MODEL, "/predict") for who in (STRANGER, UNKNOWN, NGINX, WORKER)),
     *(Call(who, "modelserve", MODEL, "/metrics", method="GET") for who in (GATEWAY, INTERCEPTOR, SERVER)),
+    *(
+        Call(who, "modelserve", MODEL, path, method="GET")
+        for who in (GATEWAY, INTERCEPTOR)
+        for path in ("/docs", "/openapi.json", "/healthz", "/readyz", "/%6detrics", "/metrics/", "/")
+    ),
     Call(SERVER, "modelserve", MODEL, "/feedback"),
     Call(GATEWAY, "modelserve", {"app.kubernetes.io/component": "unforeseen"}, "/predict"),
     *(Call(who, "istio-ingress", IN_FRONT, "/models/flights/predict", 80) for who in (STRANGER, UNKNOWN)),
@@ -124,5 +131,6 @@ def is_operation(operation: Thing, call: Call) -> bool:
 
 
 def fits(patterns: list[str], path: str) -> bool:
-    """Exact, or with a star at one end."""
+    """Exact, with a star at one end, or a template."""
+    patterns = [one.replace("{**}", "*") for one in patterns]
     return any(re.fullmatch(".*".join(re.escape(part) for part in one.split("*")), path) for one in patterns)

@@ -205,9 +205,8 @@ def test_a_server_is_not_stopped_under_those_who_name_it(
         ("v1/models/flights:explain", False),
         ("v2/models/flights", False),
         ("batch-predict", False),
-        ("healthz", False),
-        ("nowhere/predict", False),
-        ("predict/", False),
+        ("batch-predict/0a/results?page=1", False),
+        ("feedback", False),
     ],
 )
 def test_only_predictions_are_counted(
@@ -288,6 +287,58 @@ def test_a_mirror_of_a_part_gets_that_part(local: LocalPlatform, client: httpx.C
     assert 25 <= copies <= 75  # four standard deviations around 50
 
 
+@pytest.mark.parametrize(
+    "path",
+    [
+        "metrics",
+        "docs",
+        "openapi.json",
+        "healthz",
+        "readyz",
+        "%6detrics",
+        "metrics/",
+        "Metrics",
+        "./metrics",
+        "v2/../metrics",
+        "v2/%2e%2e/metrics",
+        "metrics;x=1",
+        "metrics?x=predict",
+        "nowhere/predict",
+        "predict/",
+        "",
+    ],
+)
+@pytest.mark.parametrize("version", [None, "1"])
+def test_what_is_not_for_users_is_not_at_the_gateway(
+    local: LocalPlatform, client: httpx.Client, start: START, path: str, version: str | None
+) -> None:
+    """Counts, documentation and probes of every model were there for anybody, pinned or not."""
+    start("flights", 1)
+    local.route("flights", Routes({"flights-v1": 100}))
+    headers = {} if version is None else {"x-model-version": version}
+    answer = client.send(raw(client, f"/models/flights/{path}", headers))
+    assert answer.status_code == 404
+    assert "x-model-version" not in answer.headers, "no server was asked"
+
+
+def raw(client: httpx.Client, path: str, headers: dict[str, str]) -> httpx.Request:
+    """A request whose path the client does not put right."""
+    request = client.build_request("GET", "/", headers=headers)
+    request.url = request.url.copy_with(raw_path=path.encode())
+    return request
+
+
+def test_what_is_asked_for_is_shown(
+    local_settings: Settings, local: LocalPlatform, client: httpx.Client, start: START
+) -> None:
+    start("flights", 1)
+    local._gateway._shown = ("docs",)
+    local.route("flights", Routes({"flights-v1": 100}))
+    assert client.get("/models/flights/docs").json()["path"] == "/docs"
+    assert client.get("/models/flights/metrics").status_code == 404
+    assert local_settings.gateway_shows == ()
+
+
 # -- what the caller sees ---------------------------------------------------------------------------------
 
 
@@ -300,7 +351,7 @@ def test_path_query_and_request_id_reach_the_server_unchanged(
     assert answer.json()["path"] == "/v2/models/flights?x=1"
     assert answer.json()["headers"]["x-request-id"] == "order-17/a"
     assert answer.headers["x-request-id"] == "order-17/a"
-    without = client.get("/models/flights/docs")
+    without = client.get("/models/flights/v2")
     assert without.headers["x-request-id"] == without.json()["headers"]["x-request-id"] != ""
 
 
@@ -389,7 +440,12 @@ def test_the_server_is_told_what_the_contract_says(
     release = start("flights", 4)
     told = httpx.get(f"{local.url(release)}/", trust_env=False).json()["settings"]
     port = local.url(release).rsplit(":", 1)[1]
+    secrets = [local_settings.server_secret_file, local_settings.personal_key_file]
+    assert [file.stat().st_mode & 0o777 for file in secrets] == [0o600, 0o600]
+    assert all(len(file.read_text()) >= 32 for file in secrets)
     assert told == {
+        "SERVING_SECRET": secrets[0].read_text(),
+        "SERVING_PERSONAL_KEY": secrets[1].read_text(),
         "SERVING_BUNDLE": release.bundle,
         "SERVING_BUNDLE_SHA256": release.sha256,
         "SERVING_MODEL": "flights",

@@ -98,6 +98,7 @@ class LocalPlatform:
             f"http://{LOOPBACK}:{settings.ports.gateway_admin}",
             timeout=settings.gateway_timeout_seconds,
             patience=patience,
+            shown=settings.gateway_shows,
         )
 
     def start(self, release: Release, spec: ModelSpec, *, takes_over: bool = False) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from flows.domain.errors import RouteConflict
 from flows.domain.release import parse_release_name
-from flows.domain.routes import PREDICTIONS, Match, Mirror, Routes
+from flows.domain.routes import ASIDE, PREDICTIONS, Match, Mirror, Routes
 
 Entry = dict[str, Any]
 
@@ -61,19 +61,21 @@ def cluster_port(entry: Mapping[str, Any]) -> int:
     return int(endpoint["address"]["socket_address"]["port_value"])
 
 
-def entries_of(model: str, routes: Routes, timeout_seconds: float) -> list[Entry]:
+def entries_of(model: str, routes: Routes, timeout_seconds: float, shown: Sequence[str] = ()) -> list[Entry]:
     """The model's route entries, first match first: outcomes, version header, A/B matches, the split of
-    predictions, and that of everything else."""
+    predictions, that of the other paths for users and of those in `shown`, and a 404 for the rest."""
     if not routes.weights:
         return [_nobody(model)]
+    public = "|".join([PREDICTIONS, ASIDE, *(re.escape(path.strip("/")) for path in shown)])
 
     def entry(kind: str, conditions: list[Entry], action: Entry) -> Entry:
         return {
             "name": f"{model}/{kind}",
-            "match": {"prefix": f"/models/{model}/"} | ({"headers": conditions} if conditions else {}),
+            "match": {"safe_regex": {"regex": f"/models/{model}/({public})"}}
+            | ({"headers": conditions} if conditions else {}),
             "route": {
                 **action,
-                "prefix_rewrite": "/",
+                "regex_rewrite": {"pattern": {"regex": f"^/models/{model}/"}, "substitution": "/"},
                 "timeout": f"{timeout_seconds:g}s",
                 # Only when no connection was made: the server has seen nothing, so nothing happens twice.
                 "retry_policy": {"retry_on": "connect-failure", "num_retries": 1},
@@ -104,14 +106,11 @@ def entries_of(model: str, routes: Routes, timeout_seconds: float) -> list[Entry
         ]
     split = entry("split", [], action)
     split["match"] = {"safe_regex": {"regex": f"/models/{model}/{PREDICTIONS}"}}
-    del split["route"]["prefix_rewrite"]
-    rewrite = {"pattern": {"regex": f"^/models/{model}/"}, "substitution": "/"}
-    split["route"]["regex_rewrite"] = rewrite
     asides = [
         {"name": release + ASIDE_SUFFIX, "weight": weight} for release, weight in routes.weights.items()
     ]
     elsewhere = entry("elsewhere", [], {"weighted_clusters": {"clusters": asides}})
-    return [*entries, split, elsewhere]
+    return [*entries, split, elsewhere, _not_for_users(model)]
 
 
 def routes_in(model: str, entries: Iterable[Mapping[str, Any]]) -> Routes:
@@ -229,6 +228,17 @@ def _nobody(model: str) -> Entry:
             "body": {"inline_string": f"the model {model} has no release in service; try again later"},
         },
         "response_headers_to_add": [{"header": {"key": "retry-after", "value": "30"}}],
+    }
+
+
+def _not_for_users(model: str) -> Entry:
+    return {
+        "name": f"{model}/not for users",
+        "match": {"prefix": f"/models/{model}/"},
+        "direct_response": {
+            "status": 404,
+            "body": {"inline_string": f"the gateway has no such path of {model}"},
+        },
     }
 
 

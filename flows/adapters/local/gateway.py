@@ -14,7 +14,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,18 @@ NEVER_SET_UP = "the gateway was never set up; start the stack with `modelserve u
 class Gateway:
     """One Envoy: its two files and its admin interface."""
 
-    def __init__(self, folder: Path, admin_url: str, *, timeout: float = 60, patience: float = 15) -> None:
-        """`timeout`: seconds a release may take to answer. `patience`: seconds Envoy may take to follow."""
+    def __init__(
+        self,
+        folder: Path,
+        admin_url: str,
+        *,
+        timeout: float = 60,
+        patience: float = 15,
+        shown: Sequence[str] = (),
+    ) -> None:
+        """`timeout`: seconds a release may take to answer. `patience`: seconds Envoy may take to follow.
+        `shown`: paths of servers that users see beside those for users."""
+        self._shown = shown
         self._folder = folder
         self._admin = admin_url
         self._timeout = timeout
@@ -48,7 +58,7 @@ class Gateway:
         Clusters come before the routes that name them and go after: no request meets a missing one.
         Raises DependencyDown when Envoy does not follow; the files then already say what it shall serve.
         """
-        entries = envoy.entries_of(model, routes, self._timeout)
+        entries = envoy.entries_of(model, routes, self._timeout, self._shown)
         with self._turn():
             present = self._read(ROUTES)
             wanted = envoy.replaced(_entries(present), model, entries)
@@ -162,7 +172,7 @@ class Gateway:
 
     def _follows(self, model: str, routes: Routes) -> bool:
         served = self._served()
-        names = [entry["name"] for entry in envoy.entries_of(model, routes, self._timeout)]
+        names = [entry["name"] for entry in envoy.entries_of(model, routes, self._timeout, self._shown)]
         try:
             same = envoy.routes_in(model, served) == routes
         except RouteConflict:

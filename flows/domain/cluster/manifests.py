@@ -59,6 +59,8 @@ class Cluster:
     """KEDA: requests a second that one server is sized for."""
     pending_rows_per_server: int = 32
     """KEDA: rows waiting in a server's queue beyond which another server is started."""
+    proxies: int = 3
+    """A request comes through so many of ours: load balancer, NGINX, gateway. Each names the one before."""
     tags_allowed: bool = False
     """Accept an image without a digest: for clusters whose nodes get images without a registry."""
 
@@ -110,7 +112,8 @@ def ready_seconds(spec: ModelSpec, cluster: Cluster) -> float:
 
 def server_environment(release: Release, spec: ModelSpec) -> dict[str, str]:
     """The server's plain settings; addresses and secrets come from the cluster's ConfigMap and Secret."""
-    del spec
+    limit = spec.access.per_second
+    limited = {"SERVING_RATE_LIMIT": str(limit), "SERVING_FORWARDED_CLIENTS": "true"} if limit else {}
     return {
         "SERVING_BUNDLE": "/bundle",
         "SERVING_BUNDLE_SHA256": release.sha256,
@@ -118,6 +121,7 @@ def server_environment(release: Release, spec: ModelSpec) -> dict[str, str]:
         "SERVING_VERSION": str(release.version),
         "SERVING_PORT": str(PORT),
         "SERVING_DRAIN_SECONDS": str(SERVER_DRAIN_SECONDS),
+        **limited,
     }
 
 
@@ -127,6 +131,7 @@ CLUSTER_ENVIRONMENT = {
     "SERVING_SECRET": ("secretKeyRef", "modelserve-server-keys", "secret"),
     "SERVING_PERSONAL_KEY": ("secretKeyRef", "modelserve-server-keys", "personal-key"),
     "SERVING_JOBS_URI": ("configMapKeyRef", "modelserve-cluster", "SERVING_JOBS_URI"),
+    "SERVING_JOBS_INPUT_URIS": ("configMapKeyRef", "modelserve-cluster", "SERVING_JOBS_INPUT_URIS"),
     "SERVING_OTLP_ENDPOINT": ("configMapKeyRef", "modelserve-tracing", "otlp-endpoint"),
 }
 """Settings that every server takes from the namespace, where they are set once. All are optional."""
@@ -183,7 +188,7 @@ def _values(release: Release, spec: ModelSpec, cluster: Cluster, pinned: int | N
         "grace_seconds": math.ceil(drain) + SERVER_DRAIN_SECONDS + 5,
         "pool": resources.pool,
         "tolerations": _tolerations(resources.pool),
-        "environment": _environment(release, spec),
+        "environment": _environment(release, spec, cluster),
         "resources": _compute(spec),
         "startup_failures": math.ceil(resources.start_seconds / PROBE_SECONDS),
         "host": cluster.host(release.name),
@@ -233,10 +238,11 @@ def _compute(spec: ModelSpec) -> dict[str, Any]:
     return {"requests": dict(amounts), "limits": dict(amounts)}
 
 
-def _environment(release: Release, spec: ModelSpec) -> list[dict[str, Any]]:
-    plain: list[dict[str, Any]] = [
-        {"name": name, "value": value} for name, value in server_environment(release, spec).items()
-    ]
+def _environment(release: Release, spec: ModelSpec, cluster: Cluster) -> list[dict[str, Any]]:
+    told = server_environment(release, spec)
+    if spec.access.per_second:
+        told["SERVING_FORWARDED_PROXIES"] = str(cluster.proxies)
+    plain: list[dict[str, Any]] = [{"name": name, "value": value} for name, value in told.items()]
     shared: list[dict[str, Any]] = [
         {"name": name, "valueFrom": {source: {"name": holder, "key": key, "optional": True}}}
         for name, (source, holder, key) in CLUSTER_ENVIRONMENT.items()

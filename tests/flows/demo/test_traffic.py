@@ -80,7 +80,7 @@ class Gateway:
         application = web.Application()
         application.router.add_post("/models/flights/predict", self.predict)
         application.router.add_post("/models/flights/feedback", self.take_feedback)
-        application.router.add_get("/models/flights/healthz", self.health)
+        application.router.add_get("/models/flights/v2/health/ready", self.health)
         runner = web.AppRunner(application, access_log=None)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -256,7 +256,7 @@ def test_repeat_starts_again(gateway: Gateway, tmp_path: Path) -> None:
 
 def test_waiting_for_a_release(gateway: Gateway, rows: Path) -> None:
     gateway.healthy = False
-    with pytest.raises(DependencyDown, match=r"healthz did not answer within 0\.5 s; start the stack"):
+    with pytest.raises(DependencyDown, match=r"ready did not answer within 0\.5 s; start the stack"):
         _replay(gateway, rows, wait=0.5)
     assert gateway.predictions == []
     timer = threading.Timer(0.5, lambda: setattr(gateway, "healthy", True))

@@ -9,7 +9,7 @@ import httpx
 import pytest
 import redis
 
-from serving.access import _MOST_CLIENTS, Buckets
+from serving.access import _MOST_CLIENTS, Buckets, client_of
 from tests.serving.asking import metric
 from tests.serving.model_bundles import affine
 from tests.serving.server_runs import threaded
@@ -64,3 +64,21 @@ def test_buckets_fill_again_and_do_not_grow(monkeypatch: pytest.MonkeyPatch) -> 
     for number in range(2 * _MOST_CLIENTS):
         buckets.take(str(number))
     assert len(buckets._clients) == _MOST_CLIENTS
+
+
+@pytest.mark.parametrize(
+    ("proxies", "forwarded", "client"),
+    [
+        (0, b"10.0.0.1", "127.0.0.1"),
+        (1, b"6.6.6.6, 10.0.0.1", "10.0.0.1"),
+        (3, b"6.6.6.6, 10.0.0.1, 172.16.0.1, 172.16.0.2", "10.0.0.1"),
+        (3, b"172.16.0.1, 172.16.0.2", "127.0.0.1"),
+        (1, b"", "127.0.0.1"),
+    ],
+    ids=["none", "one", "three", "fewer", "nobody"],
+)
+def test_a_client_is_whom_our_own_proxies_have_seen(proxies: int, forwarded: bytes, client: str) -> None:
+    """Behind three proxies the last address is the second proxy's, and all users shared one limit; and what
+    stands further left the client has written himself."""
+    scope = {"client": ("127.0.0.1", 1)}
+    assert client_of(scope, {b"x-forwarded-for": forwarded}, proxies) == client

@@ -181,8 +181,9 @@ def test_replicas_and_workers_that_share_a_secret_take_each_other_s_outcomes(
 
         def once(_: int) -> None:
             with httpx.Client(base_url=server.url, timeout=20) as client:
-                receipt = ask(client, *[ROW] * 100).headers["x-feedback-id"]
-                by_worker[receipt[:16]] = receipt
+                receipt = ask(client, *[ROW] * 20).headers.get("x-feedback-id")
+                if receipt is not None:
+                    by_worker[receipt[:16]] = receipt
 
         until = time.monotonic() + 30
         while len(by_worker) < 2 and time.monotonic() < until:
@@ -196,7 +197,7 @@ def test_replicas_and_workers_that_share_a_secret_take_each_other_s_outcomes(
 
 
 @pytest.mark.usefixtures("database")
-def test_the_id_comes_with_every_way_to_an_answer(tmp_path: Path, redis_server: str) -> None:
+def test_the_id_comes_with_every_answer_that_is_sampled(tmp_path: Path, redis_server: str) -> None:
     bundle = affine(tmp_path / "m", cache={"enabled": True, "timeout_seconds": 1.0})
     with threaded(bundle, redis_url=redis_server) as server, server.client() as client:
         computed = ask(client, ROW).headers["x-feedback-id"]
@@ -205,9 +206,9 @@ def test_the_id_comes_with_every_way_to_an_answer(tmp_path: Path, redis_server: 
         assert cached.headers["x-cache"] == "hit"
         body = {"inputs": [{"name": "x", "shape": [1, 4], "datatype": "FP32", "data": ROW}]}
         inferred = client.post("/v2/models/affine/infer", json=body).headers["x-feedback-id"]
-        ids = [computed, cached.headers["x-feedback-id"], inferred]
-        assert len(set(ids)) == 3
-        assert [tell(client, receipt, 1).status_code for receipt in ids] == [202] * 3
+        assert "x-feedback-id" not in cached.headers, "no sample: its outcome could be joined with nothing"
+        assert computed != inferred
+        assert [tell(client, receipt, 1).status_code for receipt in (computed, inferred)] == [202] * 2
         assert "x-feedback-id" not in client.post("/predict", json={"instances": [[1]]}).headers
 
 
