@@ -18,6 +18,7 @@ import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serving.exchange import Handler
+from serving.http.joining import JOIN_BYTES, HoldingFlow, JoiningTransport
 from serving.http.whole import WholeRequest, WholeRequests, header_lines
 
 _BODY = {"type": "about:blank", "title": "Malformed request", "request_id": ""}
@@ -31,68 +32,10 @@ _HEAD_BYTES = 65536
 """Of a request's line and headers, and again of its trailers."""
 _TOO_LONG = "the request's head may have at most 65536 bytes"
 _TITLES = {400: "Bad Request", 431: "Request Header Fields Too Large"}
-_JOIN_BYTES = 65536
-"""Larger bodies are not worth the copy."""
-_LINGER_SECONDS = 2.0
-"""How long a client that was refused before it has sent all has for reading that."""
-_LINGER_BYTES = 1 << 18
-
-
-class JoiningTransport:
-    """Holds an answer's head back until its body is there, and closes on nobody who is still sending.
-    Everything else goes straight through."""
-
-    __slots__ = ("_held", "_swallowed", "_transport", "is_closing", "lingering", "unfinished")
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
-        self._held: bytes | None = None
-        self.is_closing = transport.is_closing
-        self.unfinished = False
-        """A request has begun to come and is still on its way."""
-        self.lingering = False
-        self._swallowed = 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-    def write(self, data: bytes) -> None:
-        held = self._held
-        if held is not None:
-            self._held = None
-            if len(data) > _JOIN_BYTES:
-                self._transport.write(held)
-            else:
-                data = held + data
-        elif data.startswith(b"HTTP/1.1 ") and not data.startswith(b"HTTP/1.1 1"):
-            self._held = data
-            return
-        self._transport.write(data)
-
-    def flush(self) -> None:
-        """Write a head that no body follows."""
-        if self._held is not None:
-            held, self._held = self._held, None
-            self._transport.write(held)
-
-    def close(self) -> None:
-        """Close; later, when a request is still on its way. Its rest would be answered with a reset, which
-        takes away the answer before it is read; a gateway makes a 503 of that, at the release's expense."""
-        self.flush()
-        if not self.unfinished or self.lingering or self._transport.is_closing():
-            self._transport.close()
-            return
-        self.lingering = True
-        self.is_closing = lambda: True
-        self._transport.write_eof()
-        self._transport.resume_reading()
-        asyncio.get_running_loop().call_later(_LINGER_SECONDS, self._transport.close)
-
-    def swallow(self, data: bytes) -> None:
-        """Take what comes while lingering: enough for a client to notice, not all that it might send."""
-        self._swallowed += len(data)
-        if self._swallowed > _LINGER_BYTES:
-            self._transport.pause_reading()
+_SLICE = 4096
+"""Of a client that sends requests ahead, so much is read at once: a hundred of them."""
+_MOST_AHEAD = 1024
+_TOO_MANY = "more than 1024 requests were sent ahead of their answers"
 
 
 class GuardedProtocol(HttpToolsProtocol):
@@ -111,6 +54,10 @@ class GuardedProtocol(HttpToolsProtocol):
     _refusal: tuple[int, str] | None = None
     """Why the parser was stopped, where it was not the parser's own doing."""
     _half_closed = False
+    _ahead = b""
+    """Read, but not looked at before the requests that came earlier are answered."""
+    _sends_ahead = False
+    """The client does not always wait for its answers."""
     _joining: JoiningTransport
     _handler: Handler | None = None
     _offered = False
@@ -126,13 +73,36 @@ class GuardedProtocol(HttpToolsProtocol):
         self._transport = transport
         self._joining = JoiningTransport(transport)
         super().connection_made(cast(asyncio.Transport, self._joining))
+        self._flow = self.flow = HoldingFlow(cast(asyncio.Transport, self._joining))
         self._head_since = time.monotonic()
 
     def data_received(self, data: bytes) -> None:
         if self._joining.lingering:
             self._joining.swallow(data)
+        elif self.pipeline or self._ahead:
+            self._ahead += data
+            self._flow.hold()
+        elif self._sends_ahead:
+            self._ahead = data
+            self._read_on()
+        elif len(data) > _SLICE and not self._joining.unfinished:
+            # Where there is one request there may be thousands.
+            self._take(data[:_SLICE], data[_SLICE:])
+        else:
+            self._take(data, b"")
+
+    def _take(self, data: bytes, ahead: bytes) -> None:
+        if not self._parsed(data):
             return
-        if self._parsed(data) and self._handler is not None:
+        if ahead and not self.pipeline:
+            data, ahead = ahead, b""
+            if not self._parsed(data):
+                return
+        if self.pipeline:
+            self._sends_ahead = True
+            self._ahead = ahead
+            self._flow.hold()
+        if self._handler is not None:
             # The rest is still on its way: ASGI's way knows how to wait for it.
             self._handler = None
             parts, self._body = self._body, []
@@ -140,6 +110,23 @@ class GuardedProtocol(HttpToolsProtocol):
                 self._through_asgi()
                 for part in parts:
                     super().on_body(part)
+
+    def _read_on(self) -> None:
+        """Look at what was read ahead, until requests wait again; then read more."""
+        if self.transport.is_closing():
+            self._ahead = b""
+            return
+        while self._ahead and not self.pipeline:
+            data, self._ahead = self._ahead[:_SLICE], self._ahead[_SLICE:]
+            if not self._parsed(data):
+                self._ahead = b""
+                return
+        if self.pipeline:
+            self._flow.hold()
+            return
+        self._head_since = self._head_since and time.monotonic()
+        self._take(b"", b"")
+        self._flow.release()
 
     def _parsed(self, data: bytes) -> bool:
         """False when the connection was refused."""
@@ -154,7 +141,10 @@ class GuardedProtocol(HttpToolsProtocol):
         except httptools.HttpParserError:
             status, reason = self._refusal or (400, _MALFORMED)
             self.logger.warning(reason)
-            self._send_refusal(status, reason)
+            if reason is _TOO_MANY:
+                self._transport.abort()  # answers are due before any that could say why
+            else:
+                self._send_refusal(status, reason)
             return False
         return True
 
@@ -240,19 +230,28 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._handler, self._body = None, []
+        self._handler, self._body, self._ahead = None, [], b""
 
     def on_response_complete(self) -> None:
         self._joining.flush()
-        if self.pipeline:
-            super().on_response_complete()
-            return
         self.server_state.total_requests += 1
+        if self._flow.held:
+            self._answer_next()
+            return
         if self._half_closed:
             self._joining.close()
         if not self._joining.is_closing():
             self.flow.resume_reading()
             self._idle_since = time.monotonic()
+
+    def _answer_next(self) -> None:
+        """The next of the requests that were sent ahead."""
+        if self.pipeline and not self._joining.is_closing():
+            self._start_asgi_task(*self.pipeline.pop())
+        if not self.pipeline:
+            if self.cycle.response_complete:
+                self._idle_since = time.monotonic()
+            self.loop.call_soon(self._read_on)
 
     def on_message_begin(self) -> None:
         # What uvicorn does here, without the scope: that is made for requests that go through ASGI.
@@ -289,6 +288,8 @@ class GuardedProtocol(HttpToolsProtocol):
         self._through_asgi()
 
     def _through_asgi(self) -> None:
+        if len(self.pipeline) >= _MOST_AHEAD:
+            self._refuse(0, _TOO_MANY)
         url, expected = self.url, self.expect_100_continue
         super().on_message_begin()
         self.url, self.expect_100_continue = url, expected
@@ -330,7 +331,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def write_answer(self, head: bytes, body: bytes, *, close: bool) -> None:
         if not self._transport.is_closing():
-            if len(body) > _JOIN_BYTES:
+            if len(body) > JOIN_BYTES:
                 self._transport.write(head)
                 self._transport.write(body)
             else:
@@ -349,7 +350,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def close_if_head_is_late(self, oldest: float) -> None:
         """Close when the head has been awaited since before `oldest` (time.monotonic)."""
-        if 0.0 < self._head_since < oldest and not self.transport.is_closing():
+        if 0.0 < self._head_since < oldest and not self._flow.held and not self.transport.is_closing():
             self.transport.close()
 
     def close_if_idle(self, oldest: float) -> None:
