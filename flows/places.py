@@ -1,7 +1,7 @@
 """Where the files are that the control plane reads beside its code: templates, rules, recipes, pins.
 
-In a checkout, and in the control plane's image, they lie beside the packages `flows` and `serving`; in a wheel
-they are data of this package (`setup.py` puts them there), so that it works without the repository.
+In a checkout, and in the control plane's image, they lie beside the packages `flows` and `serving`; in a
+wheel they are data of this package (`setup.py` puts them there), so that it works without the repository.
 """
 
 from __future__ import annotations

@@ -10,7 +10,10 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+import joblib
 import pytest
+from sklearn.datasets import load_iris
+from sklearn.linear_model import LogisticRegression
 
 ROOT = Path(__file__).resolve().parents[2]
 INPUTS = ("flows", "serving", "infra/images", "infra/local", "k8s/release", "monitoring/rules")
@@ -54,7 +57,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(installed: Path, empty: Path, *command: str) -> subprocess.CompletedProcess[str]:
+def run(installed: Path | str, empty: Path, *command: str) -> subprocess.CompletedProcess[str]:
     """From an empty folder, with the wheel's content and this Python's packages; not the checkout."""
     environment = {name: text for name, text in os.environ.items() if not name.startswith("MODELSERVE_")}
     environment |= {"PYTHONPATH": str(installed), "MODELSERVE_STATE": str(empty.parent / "state")}
@@ -72,7 +75,7 @@ def empty(tmp_path: Path) -> Path:
 
 
 def test_every_file_beside_the_code_that_is_read_is_in_the_wheel(wheel: Path) -> None:
-    """Found in the code itself: each path that it joins to the project's folder, each template that it renders."""
+    """Found in the code itself: each path that it joins to the project's folder, each template."""
     names = set(zipfile.ZipFile(wheel).namelist())
     carried = {name.removeprefix("flows/project/") for name in names if name.startswith("flows/project/")}
     joined = re.compile(
@@ -135,7 +138,8 @@ settings = Settings()
 assert Path(flows.__file__).is_relative_to(sys.argv[1]), flows.__file__
 assert project() == PACKAGES / "flows" / "project" == settings.repository
 assert "deployment" in read_skeletons()
-for recipe in (ImageRecipe.of_project(project(), packages=PACKAGES), ImageRecipe.of_flows(project(), PACKAGES)):
+server = ImageRecipe.of_project(project(), packages=PACKAGES)
+for recipe in (server, ImageRecipe.of_flows(project(), PACKAGES)):
     for path in (recipe.containerfile, recipe.package, recipe.constraints, recipe.base_recipe / "base.sh"):
         assert path.exists(), path
     assert all(path.exists() for path, _ in recipe.beside)
@@ -150,6 +154,27 @@ assert "flows/project/monitoring/rules/slo.yml" in written, written
 def test_templates_rules_manifests_and_recipes_are_found_in_it(installed: Path, empty: Path) -> None:
     done = run(installed, empty, "-c", WHAT_IT_READS, str(installed))
     assert done.returncode == 0, done.stderr
+
+
+MODELSERVE = """
+import sys
+# Not by PYTHONPATH: what it starts has to find the server by itself, as after an installation.
+sys.path.insert(0, sys.argv.pop(1))
+from flows.terminal.cli import main
+main()
+"""
+
+
+def test_a_model_is_drafted_and_checked_from_an_empty_folder(installed: Path, empty: Path) -> None:
+    features, labels = load_iris(return_X_y=True, as_frame=True)
+    joblib.dump(LogisticRegression(max_iter=500).fit(features, labels), empty / "model.joblib")
+    command = ("-P", "-c", MODELSERVE, str(installed))
+    drafted = run("", empty, *command, "init", "iris", "--from", "model.joblib", "--trust-pickle")
+    assert drafted.returncode == 0, drafted.stdout + drafted.stderr
+    assert (empty / "iris" / "samples.jsonl").read_text().count('"predictions"') == 3
+    checked = run("", empty, *command, "check", "iris")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert "iris: nothing is wrong" in checked.stdout
 
 
 def test_the_version_is_the_projects(wheel: Path) -> None:
