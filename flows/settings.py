@@ -19,6 +19,8 @@ from urllib.parse import quote
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from flows.places import project
+
 LOOPBACK = "127.0.0.1"
 PREFIX = "MODELSERVE_"
 UNUSABLE_IN_STATE = '\n"#%;*?[]'
@@ -162,8 +164,8 @@ class Settings(BaseSettings):
 
     @property
     def repository(self) -> Path:
-        """The checkout: the folder that holds `flows/`, `infra/` and `prefect.yaml`."""
-        return Path(__file__).resolve().parent.parent
+        """The checkout, or what a wheel has of it: the folder that holds `infra/` and `prefect.yaml`."""
+        return project()
 
     @property
     def password_file(self) -> Path:

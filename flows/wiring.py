@@ -13,6 +13,7 @@ from flows.adapters.registry import Registry
 from flows.domain.errors import ArtifactCorrupt
 from flows.domain.platform import Platform
 from flows.domain.release import Release
+from flows.places import PACKAGES
 from flows.settings import Settings
 
 if TYPE_CHECKING:
@@ -131,6 +132,7 @@ def image_builder(settings: Settings) -> ImageBuilder:
 
     recipe = ImageRecipe.of_project(
         settings.repository,
+        packages=PACKAGES,
         extras=_extras(settings),
         torch_index=settings.torch_index,
         torch_fallback=settings.torch_fallback,
@@ -166,7 +168,7 @@ def flows_image_builder(settings: Settings) -> ImageBuilder:
     """Of the control plane's own image, for the cluster."""
     from flows.adapters.images import ImageBuilder, ImageRecipe
 
-    return ImageBuilder(settings.image_storage, ImageRecipe.of_flows(settings.repository))
+    return ImageBuilder(settings.image_storage, ImageRecipe.of_flows(settings.repository, PACKAGES))
 
 
 def scanner(settings: Settings) -> Scanner:

@@ -34,6 +34,7 @@ from flows.domain.drift.findings import Outcome as DriftOutcome
 from flows.domain.errors import DependencyDown, ModelServeError
 from flows.domain.promotion import State
 from flows.domain.release import release_name
+from flows.places import PACKAGES
 from flows.settings import Settings
 from flows.steps.registration import register_release
 from flows.steps.starting import run_flow, start_promotion
@@ -133,7 +134,7 @@ def _train(plane: ControlPlane, folder: Path, console: Console) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with console.status("training on 336 776 flights of 2013 (about half a minute) …"):
         _python(["serving.models.flights.train", "--output", str(folder)], "training failed", console)
-    source = plane.settings.repository / "serving" / "models" / MODEL
+    source = PACKAGES / "serving" / "models" / MODEL
     for version in VERSIONS:
         name = release_name(MODEL, version)
         with console.status(f"registering {name} …"):

@@ -103,6 +103,14 @@ class Standing:
         raise ReleaseUnknown(f"{self.model} v{version} is not in service")
 
 
+def unpreceded(standing: Standing) -> bool:
+    """Whether a first release serves everybody and is being watched: nobody else would answer."""
+    running = standing.promotion is not None and standing.promotion.state is State.RUNNING
+    everybody = standing.promotion is not None and standing.promotion.weight == 100
+    alone = standing.canary is not None and standing.stable is None and standing.retreat is None
+    return running and everybody and alone
+
+
 def ramp(standing: Standing, weight: int) -> Routes:
     """The route of a running promotion at `weight` % for the canary."""
     assert standing.canary is not None

@@ -134,9 +134,10 @@ resources: {{cpu: "1", memory: 1Gi, replicas: 1}}
 # Findings in its image that stop a release; `mode: record` only reports them.
 scan: {{mode: require, severity: [HIGH, CRITICAL]}}
 
-# The share of traffic at each step, in percent, and the greatest harm accepted, as a share of requests.
+# How soon a release gets all of the traffic (quick, standard or careful: `modelserve promote --plan` says in
+# minutes what each would take), and the greatest harm accepted, as a share of requests.
 promotion:
-  steps: [1, 5, 25, 50, 100]
+  pace: standard
   max_absolute: 0.01
 """
 

@@ -29,6 +29,7 @@ from flows.domain.promotion import (
     plan_emptying,
     plan_retreat,
     settled,
+    unpreceded,
 )
 from flows.domain.release import Release
 from flows.domain.routes import Routes
@@ -240,6 +241,17 @@ def stay(plane: ControlPlane, turn: Turn, standing: Standing, promotion: Promoti
     turn.stay(promotion, reason)
     plane.platform.settle(standing.model)
     return routes
+
+
+def let_stay(plane: ControlPlane, promotion: Promotion, reason: str) -> bool:
+    """End the watch of a first release that serves everybody, so that another one may follow; False when
+    this is not what it is any more, or when its last verdict is against it."""
+    with plane.registry.turn(promotion.model) as turn:
+        standing = turn.standing()
+        if not _is_open(standing, promotion) or not unpreceded(standing) or condemnation(plane, promotion):
+            return False
+        stay(plane, turn, standing, promotion, reason)
+    return True
 
 
 def condemnation(plane: ControlPlane, promotion: Promotion) -> tuple[State, str] | None:

@@ -16,8 +16,9 @@ from prefect.client.schemas.objects import State as RunState
 from prefect.exceptions import ObjectNotFound
 
 from flows.domain.errors import DependencyDown, PromotionRunning
-from flows.domain.promotion import Promotion
+from flows.domain.promotion import Promotion, unpreceded
 from flows.domain.spec import parse_spec
+from flows.steps.restore import let_stay
 from flows.wiring import ControlPlane
 
 LOOK_SECONDS = 0.5
@@ -50,20 +51,29 @@ def start_promotion(
 ) -> Started:
     """Create the flow run, or join the one that lives: a release is promoted by one run at a time.
 
+    A first release that serves everybody and is still being watched becomes the stable, unproven.
     `hotfix`: who wants shorter steps, and why; a run that lives keeps its pace, so that none is joined then.
     Raises at once what would end it at once: unknown release, another promotion, a scan that cannot be as the
     policy wants it.
     """
     release = plane.registry.release(model, version)
-    is_open = plane.registry.standing(model).promotion
-    if is_open is not None and (is_open.version != version or hotfix):
+    standing = plane.registry.standing(model)
+    is_open, waits = standing.promotion, unpreceded(standing)
+    if is_open is not None and (hotfix if is_open.version == version else not waits):
         raise PromotionRunning(
             f"{model} v{is_open.version} is being promoted ({is_open.state}, {is_open.weight} %); "
             f"wait for it, or end it with 'modelserve abort {model}'"
         )
-    if is_open is None and plane.settings.mode == "local":  # on a cluster another machine scans
+    anew = is_open is None or is_open.version != version
+    if anew and plane.settings.mode == "local":  # on a cluster another machine scans
         spec = parse_spec(plane.registry.spec(model, version), f"{release.name}/model.yaml")
         plane.scanner.ready(spec.scan, say)
+    if is_open is not None and is_open.version != version:
+        reason = f"v{version} is to follow; nothing precedes this release, so it stays, unproven"
+        if not let_stay(plane, is_open, reason):
+            raise PromotionRunning(f"{model} v{is_open.version} was being decided just now; try again")
+        say(f"{model} v{is_open.version} serves on as the stable, unproven: v{version} is compared with it")
+        is_open = None
     with prefect_client() as client:
         try:
             deployment = client.read_deployment_by_name("promote/promote")

@@ -34,6 +34,11 @@ from flows.steps.restore import condemnation, stay
 from flows.steps.truths import Truths
 from flows.wiring import ControlPlane
 
+FIRST_RELEASE = (
+    "nothing precedes this release: once its samples are answered it serves everybody, and is watched in the "
+    "background; harm takes it out, silence does not"
+)
+
 Judge = Callable[[Sequence[Window]], Verdict]
 Show = Callable[[Window, Verdict], None]
 
@@ -46,16 +51,25 @@ def announce(
     if asked is not None:
         say(hotfix.sentence(asked))
     try:
-        requests_per_second, error_rate = plane.counters.recent(promotion.model)
+        planned = forecast(plane, promotion.model, policy)
     except DependencyDown as error:
         say(f"warning: no plan, since the last hour's traffic is not known: {error}")
         return
-    forecast = plan(policy, requests_per_second, error_rate)
-    for sentence in forecast.sentences:
+    for sentence in planned:
         say(sentence)
     sentences = [hotfix.sentence(asked)] if asked is not None else []
-    detail = {"sentence": "; ".join([*sentences, *forecast.sentences])}
+    detail = {"sentence": "; ".join([*sentences, *planned])}
     plane.registry.note(promotion.model, "planned", detail, promotion)
+
+
+def forecast(plane: ControlPlane, model: str, policy: PromotionPolicy) -> tuple[str, ...]:
+    """The plan of a promotion under this policy at the traffic of the last hour, a sentence a line.
+
+    Raises DependencyDown when Prometheus does not answer and there is something to be compared with.
+    """
+    if plane.registry.standing(model).stable is None:
+        return (FIRST_RELEASE,)
+    return plan(policy, *plane.counters.recent(model)).sentences
 
 
 def watch(

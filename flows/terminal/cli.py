@@ -266,10 +266,16 @@ def promote(
     ] = False,
     reason: Annotated[str, typer.Option(help="Why it cannot wait; recorded. With --hotfix.")] = "",
     who: Annotated[str, typer.Option(help="Who you are; recorded. With --hotfix.", envvar="USER")] = "",
+    plan: Annotated[
+        bool,
+        typer.Option("--plan", help="Only say what it would find and when, and the minutes of each pace."),
+    ] = False,
 ) -> None:
     """Promote a release: build, scan, canary, judge, and all of the traffic or back to the old one.
 
-    It runs on the Prefect worker. With --watch, Ctrl-C cancels it and the traffic goes back.
+    It runs on the Prefect worker. With --watch, Ctrl-C cancels it and the traffic goes back. A first
+    release has nobody to go back to: once it serves everybody, and Ctrl-C is typed or nobody calls it, the
+    command ends with 0 and it is watched in the background.
     A canary that is proven better than a stable that fails goes on sooner by itself; --hotfix shortens the
     steps whatever the stable does.
     Exit codes of --watch: 0 promoted; 3 its deadline came without proof, and nothing spoke against it
@@ -279,12 +285,18 @@ def promote(
     from flows.domain.spec import parse_spec
     from flows.steps.hotfix import skipped
     from flows.steps.starting import start_promotion
+    from flows.steps.watch import forecast
 
     if hotfix and not (reason.strip() and who.strip()):
         raise typer.BadParameter("a hotfix says why and for whom: --reason TEXT --who NAME")
     if reason and not hotfix:
         raise typer.BadParameter("--reason is recorded of a --hotfix only")
     control = plane()
+    if plan:
+        policy = parse_spec(control.registry.spec(model, version), "model.yaml").promotion
+        for sentence in forecast(control, model, policy):
+            say(sentence)
+        return
     started = start_promotion(control, model, version, (who, reason) if hotfix else None, say=say)
     how = "is under way already, this joins it" if started.joined else "started"
     say(f"promotion of {model} v{version} {how}: {started.url}")

@@ -13,7 +13,8 @@ from flows.domain.release import Release
 
 
 def stage_package(package: Path, target: Path) -> None:
-    """Copy a package without byte code, build recipe, and the models beside the server."""
+    """Copy a package without byte code, build recipe, the models beside the server, and what a wheel has
+    of the project: an image gets what it needs of that beside the packages."""
     shutil.copytree(
         package,
         target,
@@ -22,7 +23,7 @@ def stage_package(package: Path, target: Path) -> None:
             for name in names
             if name in ("__pycache__", "Containerfile")
             or name.endswith(".pyc")
-            or (name == "models" and Path(folder) == package)
+            or (name in ("models", "project") and Path(folder) == package)
         },
     )
 

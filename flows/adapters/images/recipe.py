@@ -39,11 +39,12 @@ class ImageRecipe:
         return "wheels" if self.name == "runtime" else f"wheels-{self.name}"
 
     @classmethod
-    def of_flows(cls, root: Path) -> ImageRecipe:
-        """The image of the control plane itself, from a checkout of this project at `root`."""
+    def of_flows(cls, root: Path, packages: Path | None = None) -> ImageRecipe:
+        """The image of the control plane itself; `root` and `packages` as in `of_project`."""
+        packages = packages or root
         return cls(
-            containerfile=root / "flows" / "Containerfile",
-            package=root / "flows",
+            containerfile=packages / "flows" / "Containerfile",
+            package=packages / "flows",
             base_recipe=root / "infra" / "images",
             # Models run in the servers only: the largest dependency by far is not for the flows.
             dependencies=dependencies_of(root / "pyproject.toml", ("flows",), without=("torch",)),
@@ -58,14 +59,19 @@ class ImageRecipe:
         root: Path,
         extras: tuple[str, ...] = (),
         *,
+        packages: Path | None = None,
         torch_index: str = TorchSource.index,
         torch_fallback: bool = True,
     ) -> ImageRecipe:
-        """The recipe of a checkout of this project at `root`, with the dependencies of some of its extras."""
+        """The recipe of this project's files at `root`, with the dependencies of some of its extras.
+
+        `packages` holds the packages `flows` and `serving`; None: `root`, as in a checkout.
+        """
+        packages = packages or root
         images = root / "infra" / "images"
         return cls(
-            containerfile=root / "serving" / "Containerfile",
-            package=root / "serving",
+            containerfile=packages / "serving" / "Containerfile",
+            package=packages / "serving",
             base_recipe=images,
             dependencies=dependencies_of(root / "pyproject.toml", extras),
             constraints=root / "constraints.txt",

@@ -7,7 +7,9 @@ from typing import Any
 
 import yaml
 
-SKELETONS = Path(__file__).resolve().parents[3] / "k8s" / "release"
+from flows.places import project
+
+SKELETONS = project() / "k8s" / "release"
 
 
 def read_skeletons(folder: Path = SKELETONS) -> dict[str, Any]:

@@ -18,8 +18,11 @@ from importlib.metadata import Distribution
 from pathlib import Path
 
 from flows.domain.errors import PackagesRefused
+from flows.places import PACKAGES, project
 
 INSTALL_SECONDS = 1800.0
+IN_A_CHECKOUT = project() == PACKAGES
+"""Servers run in the project's folder, and there they find the package `serving`; else it is linked too."""
 
 
 def environment(root: Path, own: Mapping[str, Distribution], digest: str, wheels: Path) -> str:
@@ -28,7 +31,9 @@ def environment(root: Path, own: Mapping[str, Distribution], digest: str, wheels
     Raises PackagesRefused when a wheel cannot be installed.
     """
     root.mkdir(parents=True, exist_ok=True)
-    stamp = "\n".join([sys.executable, *sorted(f"{name}=={one.version}" for name, one in own.items())])
+    server_package = [] if IN_A_CHECKOUT else [str(PACKAGES)]
+    versions = sorted(f"{name}=={one.version}" for name, one in own.items())
+    stamp = "\n".join([sys.executable, *versions, *server_package])
     server = root / f"server-{hashlib.sha256(stamp.encode()).hexdigest()[:16]}"
     folder = root / f"{server.name.removeprefix('server-')}-{digest}"
     with (root / ".lock").open("w") as turn:
@@ -53,6 +58,8 @@ def _whole(folder: Path, make: Callable[[Path], None]) -> None:
 
 
 def _link(folder: Path, own: Mapping[str, Distribution]) -> None:
+    if not IN_A_CHECKOUT:
+        (folder / "serving").symlink_to(PACKAGES / "serving")
     for one in own.values():
         tops = {file.parts[0] for file in one.files or () if file.parts[0] not in ("..", "__pycache__")}
         for top in tops:

@@ -10,9 +10,11 @@ from typing import Any
 
 import jinja2
 
+from flows.places import project
+
 MARK = "MODELSERVE_STACK_OF"
 """Every process of a stack carries this variable with its state folder: so `down` finds orphans."""
-TEMPLATES = Path(__file__).resolve().parents[3] / "infra" / "local"
+TEMPLATES = project() / "infra" / "local"
 
 
 def render(template: str, **values: Any) -> str:

@@ -27,7 +27,7 @@ from flows.domain.judge.paths import (
     rejection,
     warm_up,
 )
-from flows.domain.judge.policy import PromotionPolicy
+from flows.domain.judge.policy import PACES, PromotionPolicy
 
 LONGEST = 30 * 86400.0
 """How far the plan looks, in seconds, to say how long the deadline would have to be."""
@@ -70,6 +70,7 @@ def plan(policy: PromotionPolicy, requests_per_second: float, base_error_rate: f
         _certified_sentence(certify, deadline),
         _forgiven_sentence(policy),
         *_shared_sentence(policy),
+        paces(policy, requests_per_second, rate),
     ]
     if certify is None or certify > deadline:
         enough = f"; {duration(certify)} would be enough" if certify is not None else ""
@@ -85,6 +86,21 @@ def plan(policy: PromotionPolicy, requests_per_second: float, base_error_rate: f
         tuple(sentences),
         certify is not None and certify <= deadline,
     )
+
+
+def paces(policy: PromotionPolicy, requests_per_second: float, base_error_rate: float) -> str:
+    """A sentence: the minutes in which a healthy canary is certified at each pace."""
+    said = []
+    for name, keys in PACES.items():
+        # Not validated: the question is how long it would take, whatever the policy's own deadline.
+        other = policy.model_copy(update={**keys, "pace": name})
+        certify = _walk(other, requests_per_second, base_error_rate, 1.0)[1]
+        late = certify is not None and certify > policy.deadline_seconds
+        takes = "more than 30 days" if certify is None else f"{certify / 60:.0f} min"
+        said.append(f"{name} {takes}{' (after the deadline)' if late else ''}")
+    own = any(getattr(policy, key) != value for key, value in PACES[policy.pace].items())
+    mine = f"{policy.pace}, with keys of its own" if own else policy.pace
+    return f"a healthy canary by pace: {', '.join(said)}; this model's is {mine}"
 
 
 def needed(policy: PromotionPolicy, counted: Tally) -> int | None:

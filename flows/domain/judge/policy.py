@@ -7,9 +7,9 @@ The defaults are meant to be kept. What they find, and how fast, is in the accep
 from __future__ import annotations
 
 import itertools
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from flows.domain.judge.asked import Metric, Outcomes
 
@@ -46,9 +46,19 @@ RESERVED = frozenset({"approval", "incident", "metrics", "outcomes", "proof", "t
 """What verdicts are named after beside the gates."""
 
 
+PACES: dict[str, dict[str, Any]] = {
+    "quick": {"steps": (10, 50, 100), "dwell_seconds": 60.0, "min_requests": 20},
+    "standard": {"steps": (5, 25, 50, 100), "dwell_seconds": 300.0, "min_requests": 50},
+    "careful": {"steps": (1, 5, 25, 50, 100), "dwell_seconds": 900.0, "min_requests": 200},
+}
+"""What each `pace` stands for. How much harm is accepted and what counts as proof is the same in all."""
+
+
 class PromotionPolicy(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
 
+    pace: Literal["quick", "standard", "careful"] = "standard"
+    """Sets `steps`, `dwell_seconds` and `min_requests` together; one that is written as well wins."""
     steps: tuple[int, ...] = (5, 25, 50, 100)
     """Canary weights in percent, rising, the last one 100."""
     dwell_seconds: float = Field(default=300, ge=0)
@@ -107,6 +117,13 @@ class PromotionPolicy(BaseModel):
     """Percent of the traffic that the previous release keeps during the post-watch, as a control group."""
     approve_before: tuple[int, ...] = ()
     """Steps that wait for a person, at most until the deadline; the step before is watched on meanwhile."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _what_the_pace_says(cls, content: Any) -> Any:
+        if not isinstance(content, dict) or not isinstance(pace := content.get("pace"), str):
+            return content
+        return {**PACES.get(pace, {}), **content}
 
     @field_validator("steps")
     @classmethod

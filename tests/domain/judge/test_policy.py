@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -142,3 +143,59 @@ def test_more_traffic_never_makes_a_plan_slower() -> None:
 )
 def test_durations_are_said_as_people_say_them(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+# -- pace: three keys by one name ------------------------------------------------------------------------
+
+
+def paced(promotion: str) -> PromotionPolicy:
+    return parse_spec(SPEC.format(promotion=promotion), "model.yaml").promotion
+
+
+def test_a_pace_sets_steps_dwell_and_requests_together() -> None:
+    assert paced("{pace: standard}").model_dump() == PromotionPolicy().model_dump(), "the defaults are a pace"
+    quick, careful = paced("{pace: quick}"), paced("{pace: careful}")
+    assert (quick.steps, quick.dwell_seconds, quick.min_requests) == ((10, 50, 100), 60, 20)
+    assert (careful.steps, careful.dwell_seconds, careful.min_requests) == ((1, 5, 25, 50, 100), 900, 200)
+    free = {"pace", "steps", "dwell_seconds", "min_requests"}
+    assert quick.model_dump(exclude=free) == careful.model_dump(exclude=free), "proof is the same at any pace"
+
+
+def test_a_key_that_is_written_wins_over_the_pace() -> None:
+    quick = paced("{pace: quick, steps: [1, 100], min_requests: 7}")
+    assert (quick.steps, quick.min_requests, quick.dwell_seconds) == ((1, 100), 7, 60)
+
+
+@pytest.mark.parametrize(
+    ("promotion", "problem"),
+    [
+        ("{pace: fast}", "promotion.pace: Input should be 'quick', 'standard' or 'careful' (found 'fast')"),
+        ("{pace: [quick]}", "promotion.pace: Input should be 'quick', 'standard' or 'careful'"),
+        ("{pace: careful, deadline_seconds: 600}", "promotion.deadline_seconds: must not be below 3600"),
+        ("{pace: quick, approve_before: [25]}", "promotion.approve_before: 25 is not one of the steps"),
+    ],
+)
+def test_a_pace_that_cannot_be_is_one_clear_error(promotion: str, problem: str) -> None:
+    with pytest.raises(SpecInvalid) as caught:
+        paced(promotion)
+    assert str(caught.value).startswith(f"model.yaml: {problem}")
+    assert str(caught.value).count("model.yaml") == 1
+
+
+def test_the_plan_says_in_minutes_what_each_pace_would_take() -> None:
+    policy = PromotionPolicy()
+    found = plan(policy, 12, 0.005)
+    (sentence,) = [one for one in found.sentences if one.startswith("a healthy canary by pace: ")]
+    minutes = {
+        name: float(text) for name, text in re.findall(r"(quick|standard|careful) (\d+) min", sentence)
+    }
+    assert minutes["quick"] < minutes["standard"] < minutes["careful"]
+    assert minutes["standard"] == pytest.approx(found.minutes_to_certify, abs=0.5)
+    for name, expected in minutes.items():
+        alone = plan(paced(f"{{pace: {name}}}"), 12, 0.005).minutes_to_certify
+        assert expected == pytest.approx(alone, abs=1.5), f"{name} on its own takes as long as the plan says"
+    assert sentence.endswith("this model's is standard")
+    own = plan(paced("{pace: quick, min_requests: 7}"), 12, 0.005).sentences
+    assert any(one.endswith("this model's is quick, with keys of its own") for one in own)
+    slow = plan(PromotionPolicy(), 0.1, 0.005).sentences
+    assert any("(after the deadline)" in one or "more than 30 days" in one for one in slow)

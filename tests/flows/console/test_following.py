@@ -22,6 +22,11 @@ from flows.adapters.stack import PartStatus
 from flows.console import following
 from flows.console.tables import parts_table
 from flows.domain.errors import PromotionRunning
+from flows.domain.judge.verdict import Verdict
+from flows.domain.judge.windows import Counts, Window
+from flows.domain.promotion import State
+from flows.domain.release import Phase
+from flows.steps.restore import let_stay
 from flows.steps.starting import Started, heard_of_workers, start_promotion
 from flows.wiring import ControlPlane
 from tests.flows.conftest import Story
@@ -131,3 +136,93 @@ def test_a_part_that_lives_and_does_not_answer_is_not_called_running() -> None:
     Console(file=text, width=200).print(parts_table([hung]))
     assert "not answering" in text.getvalue()
     assert "running" not in text.getvalue()
+
+
+# -- a first release: nobody else would answer -------------------------------------------------------------
+
+
+def served_alone(
+    client: SyncPrefectClient, plane: ControlPlane, story: Story, requests: int, seconds: float
+) -> Started:
+    """v1 serves everybody, and has been watched for so long; `requests` have come."""
+    story.register(1, 2)
+    started = start_promotion(plane, "flights", 1)
+    client.set_flow_run_state(started.run, Running(), force=True)
+    promotion = story.begin(1, 100, run=str(started.run))
+    window = Window(0.0, seconds, 100, Counts(requests=requests), None)
+    hold = Verdict("hold", "traffic", "no request has reached the release yet")
+    plane.registry.store_window(promotion, 0, window.to_json(), hold.to_json(), None, watching=False)
+    return started
+
+
+def test_a_first_release_that_nobody_calls_is_left_to_the_background(
+    client: SyncPrefectClient, plane: ControlPlane, story: Story
+) -> None:
+    started = served_alone(client, plane, story, requests=0, seconds=following.SILENT_SECONDS)
+    text = io.StringIO()
+    assert following.follow(plane, started, Console(file=text, width=300)) == 0
+    assert (
+        "flights v1 has answered its samples and serves everybody; nobody has called it yet"
+        in text.getvalue()
+    )
+    assert "'modelserve abort flights' takes it out" in text.getvalue()
+    assert story.weights() == {"flights-v1": 100}
+    state = client.read_flow_run(started.run).state
+    assert state is not None
+    assert state.is_running(), "it is watched on"
+    end(client, started)
+
+
+@pytest.mark.parametrize(("requests", "seconds"), [(3, 60.0), (0, 5.0)], ids=["called", "too soon"])
+def test_a_first_release_is_followed_while_it_is_called_or_just_begun(
+    client: SyncPrefectClient, plane: ControlPlane, story: Story, requests: int, seconds: float
+) -> None:
+    started = served_alone(client, plane, story, requests, seconds)
+    assert not following._unheard(plane, started)
+    end(client, started)
+
+
+def test_ctrl_c_does_not_take_the_only_release_out(
+    client: SyncPrefectClient, plane: ControlPlane, story: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = served_alone(client, plane, story, requests=3, seconds=60.0)
+
+    def typed(_seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(following.time, "sleep", typed)
+    text = io.StringIO()
+    assert following.follow(plane, started, Console(file=text, width=300)) == 0
+    state = client.read_flow_run(started.run).state
+    assert state is not None
+    assert state.is_running(), "a cancelled run would take the traffic back"
+    assert "watched in the background" in text.getvalue()
+    end(client, started)
+
+
+def test_the_next_release_need_not_wait_for_requests_that_never_come(
+    client: SyncPrefectClient, plane: ControlPlane, story: Story
+) -> None:
+    first = served_alone(client, plane, story, requests=0, seconds=60.0)
+    said: list[str] = []
+    second = start_promotion(plane, "flights", 2, say=said.append)
+    assert not second.joined
+    assert said == ["flights v1 serves on as the stable, unproven: v2 is compared with it"]
+    assert story.phases()[1] is Phase.STABLE
+    assert story.weights() == {"flights-v1": 100}
+    (promotion,) = plane.registry.promotions("flights")
+    assert promotion.state is State.UNPROVEN
+    end(client, first)
+    end(client, second)
+
+
+def test_a_first_release_that_was_just_convicted_does_not_stay_for_the_next(
+    plane: ControlPlane, story: Story
+) -> None:
+    story.register(1, 2)
+    promotion = story.begin(1, 100)
+    window = Window(0.0, 60.0, 100, Counts(requests=50, errors=50), None)
+    guilty = Verdict("reject", "errors", "all of its requests failed", outcome="rollback")
+    plane.registry.store_window(promotion, 0, window.to_json(), guilty.to_json(), None, watching=False)
+    assert not let_stay(plane, promotion, "v2 is to follow")
+    assert story.phases()[1] is Phase.CANARY
