@@ -33,7 +33,7 @@ down:  ## stop it
 test: setup  ## all suites: fast ones first, then real parts, then end to end and one story of each fault
 	$(PYTEST) -q $(SIDE_BY_SIDE) tests/domain tests/serving tests/flows tests/models
 	@$(BIN)/modelserve prepare
-	$(PYTEST) -q $(SIDE_BY_SIDE) tests/agreement tests/manifests tests/monitoring tests/infra tests/workflows tests/platform tests/integration
+	$(PYTEST) -q $(SIDE_BY_SIDE) tests/agreement tests/manifests tests/monitoring tests/infra tests/workflows tests/packaging tests/platform tests/integration
 	$(PYTEST) -q $(STACKS) --durations=10 tests/e2e tests/chaos
 
 fast: setup  ## the tests that take seconds

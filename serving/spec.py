@@ -362,23 +362,36 @@ _DATATYPES: dict[str, frozenset[str]] = {
 }
 
 
-class PlainLoader(yaml.SafeLoader):
-    """YAML without aliases. Hundreds of bytes of them stand for more than can be checked in a life."""
+MOST_NODES = 100_000
+"""Of a model.yaml, each key and each value."""
 
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            event: Any = self.peek_event()  # type: ignore[no-untyped-call]
-            raise yaml.MarkedYAMLError(
-                problem=f"the alias *{event.anchor} is not read; write the values out",
-                problem_mark=event.start_mark,
-            )
-        return super().compose_node(parent, index)
+
+class BoundedLoader(yaml.SafeLoader):
+    """Aliases count as copies: hundreds of bytes of them can stand for more than is checked in a life."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None and _copies(node, {}) > MOST_NODES:
+            problem = f"its aliases stand for more than {MOST_NODES} values"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+        return node
+
+
+def _copies(node: yaml.Node, known: dict[int, int]) -> int:
+    """Values that `node` stands for, with every alias written out."""
+    if id(node) not in known:
+        known[id(node)] = MOST_NODES + 1  # until it is counted: what holds itself has no end
+        parts: list[Any] = node.value if isinstance(node, yaml.CollectionNode) else []
+        if isinstance(node, yaml.MappingNode):
+            parts = [part for pair in parts for part in pair]
+        known[id(node)] = 1 + sum(_copies(part, known) for part in parts)
+    return known[id(node)]
 
 
 def read_model_file(path: Path) -> ModelFile:
     """Parse and check a model.yaml; SpecProblem with one line a problem, each naming file and key."""
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), PlainLoader)
+        content = yaml.load(path.read_text(encoding="utf-8"), BoundedLoader)
     except FileNotFoundError:
         raise SpecProblem([f"{path}: not there; a model's folder needs a model.yaml"]) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -158,9 +158,9 @@ def test_aliases_are_one_error_at_once_on_both_planes(tmp_path: Path) -> None:
     """Six hundred bytes stood for 4^21 values, and nobody waits until they are checked."""
     text = f"{ALIASES}name: bomb\nsignature: *a21\nserving: *a21\n"
     (tmp_path / "model.yaml").write_text(text)
-    with pytest.raises(SpecProblem, match=r"the alias \*a0 is not read; write the values out.*line 2"):
+    with pytest.raises(SpecProblem, match="its aliases stand for more than 100000 values"):
         read_model_file(tmp_path / "model.yaml")
-    with pytest.raises(SpecInvalid, match=r"the alias \*a0 is not read"):
+    with pytest.raises(SpecInvalid, match="its aliases stand for more than 100000 values"):
         parse_spec(text, "model.yaml")
 
 
