@@ -35,7 +35,7 @@ def infer(client: triton.InferenceServerClient, rows: int, name: str = "affine")
 
 
 def test_health_is_read_from_the_body(server: ThreadedServer) -> None:
-    """KServe's client returns the members `live` and `ready`, kserve/kserve#3401: with `{}` it said None."""
+    """KServe's client returns the members `live` and `ready`: with `{}` it said None."""
     with server.client() as plain:
         assert plain.get("/v2/health/live").json() == {"live": True}
         assert plain.get("/v2/health/ready").json() == {"ready": True}
@@ -118,7 +118,7 @@ def test_the_one_model_is_loaded_and_stays(client: triton.InferenceServerClient)
 
 
 def test_kserve_s_first_protocol_is_another_name_of_predict(server: ThreadedServer) -> None:
-    """Clients of `:predict`, kserve/kserve#2775: readiness, rows and errors as they read them."""
+    """Clients of `:predict`: readiness, rows and errors as they read them."""
     rows = {"instances": [[1, 2, 3, 4], {"x": [0, 0, 0, 0]}]}
     with server.client() as plain:
         answer = plain.post("/v1/models/affine:predict", json=rows)
