@@ -88,10 +88,15 @@ def _work_pool(client: SyncPrefectClient, name: str) -> None:
 
 def _deploy(settings: Settings) -> None:
     home = settings.repository
+    variables = {
+        "MODELSERVE_HOME": str(home),
+        "MODELSERVE_WORK_POOL": settings.work_pool,
+        "MODELSERVE_SWEEPS_BY_PREFECT": str(settings.mode == "local").lower(),
+    }
     done = subprocess.run(
         [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all"],
         cwd=home,
-        env={**os.environ, "MODELSERVE_HOME": str(home), "MODELSERVE_WORK_POOL": settings.work_pool},
+        env={**os.environ, **variables},
         capture_output=True,
         text=True,
         timeout=180,

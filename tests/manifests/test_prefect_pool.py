@@ -13,11 +13,14 @@ from typing import Any
 
 import pytest
 from prefect.client.orchestration import get_client
+from prefect.settings import PREFECT_API_URL
 from prefect.testing.utilities import prefect_test_harness
 from prefect_aws import S3Bucket
 from prefect_kubernetes.settings import KubernetesSettings
 from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 
+from flows.bootstrap import bootstrap
+from flows.settings import Settings
 from tests.manifests.test_manifests import restricted
 from tests.manifests.validate import ROOT, built, problems_of
 
@@ -111,6 +114,22 @@ class TestTheWorkPool:
         bucket = S3Bucket.load("modelserve-results", _sync=True)
         assert (bucket.bucket_name, bucket.bucket_folder) == ("artifacts", "prefect/results")
         assert bucket.credentials.aws_access_key_id is None, "the role's own credentials are used"
+
+    @pytest.mark.parametrize(("mode", "active"), [("kubernetes", False), ("local", True)])
+    def test_the_sweep_runs_from_one_place(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mode: str, active: bool
+    ) -> None:
+        """On a cluster the CronJob does it; Prefect's schedule made a second one a minute, in its own pod."""
+        monkeypatch.setenv("PREFECT_API_URL", str(PREFECT_API_URL.value()))
+        settings = Settings.model_validate({"work_pool": f"of-{mode}", "state": tmp_path})
+        bootstrap(settings.model_copy(update={"mode": mode}))
+        with get_client(sync_client=True) as client:
+            sweeping = client.read_deployment_by_name("sweep/sweep")
+            archiving = client.read_deployment_by_name("archive/archive")
+        assert [one.active for one in sweeping.schedules] == [active]
+        assert [one.active for one in archiving.schedules] == [True]
+        crons = {thing["metadata"]["name"] for thing in built("production") if thing["kind"] == "CronJob"}
+        assert "sweep" in crons
 
     def test_a_results_uri_that_is_none(self, prepare_pool: ModuleType) -> None:
         with pytest.raises(SystemExit, match="must be s3://bucket/folder"):
