@@ -172,6 +172,8 @@ class FakeKubernetes:
         meta["resourceVersion"] = str(self._version)
         generation = former["metadata"]["generation"] if former else 0
         changed = former is None or former.get("spec") != stored.get("spec")
+        if former is not None and key[1] == "deployments":  # of no other kind annotations count
+            changed = changed or former["metadata"].get("annotations") != meta.get("annotations")
         meta["generation"] = generation + 1 if changed else generation
         self.objects[key] = stored
         return copy.deepcopy(stored)
