@@ -55,7 +55,21 @@ def typed(commands: str, folder: Path, environment: dict[str, str]) -> str:
     return done.stdout
 
 
-def test_the_block_does_what_it_says(environment: dict[str, str], tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def scanning(environment: dict[str, str]) -> str:
+    """What model.yaml needs beside the text of the README: nothing, or, where the network holds no vulnerability
+    database, what the refusal says."""
+    done = subprocess.run(
+        ["modelserve", "prepare", "--database"],
+        env=environment,
+        capture_output=True,
+        timeout=600,
+        check=False,
+    )
+    return "" if done.returncode == 0 else "scan: {mode: record}\n"
+
+
+def test_the_block_does_what_it_says(environment: dict[str, str], scanning: str, tmp_path: Path) -> None:
     texts = {language: text for language, text in FENCES if language}
     plain = [text for language, text in FENCES if not language]
     (making,) = [text for text in plain if text.startswith("python -c")]
@@ -63,7 +77,7 @@ def test_the_block_does_what_it_says(environment: dict[str, str], tmp_path: Path
     (commands,) = [text for text in plain if text.startswith("modelserve up")]
     folder = tmp_path / "churn"
     folder.mkdir()
-    (folder / "model.yaml").write_text(texts["yaml"])
+    (folder / "model.yaml").write_text(texts["yaml"] + scanning)
     (folder / "handler.py").write_text(texts["python"])
     (folder / "samples.jsonl").write_text(samples)
     typed(making, tmp_path, environment)
@@ -78,7 +92,9 @@ def test_the_block_does_what_it_says(environment: dict[str, str], tmp_path: Path
 
 
 @pytest.mark.thorough
-def test_a_model_of_scikit_learn_needs_nothing_by_hand(environment: dict[str, str], tmp_path: Path) -> None:
+def test_a_model_of_scikit_learn_needs_nothing_by_hand(
+    environment: dict[str, str], scanning: str, tmp_path: Path
+) -> None:
     from sklearn.datasets import load_iris
     from sklearn.linear_model import LogisticRegression
     from skops.io import dump
@@ -92,6 +108,7 @@ def test_a_model_of_scikit_learn_needs_nothing_by_hand(environment: dict[str, st
     begun = time.monotonic()
     printed = typed(
         "modelserve init iris --from model.skops\n"
+        f"printf '{scanning.strip()}\\n' >> iris/model.yaml\n"
         "modelserve register iris\n"
         "modelserve promote iris 1 --watch\n"
         f"curl -s {GATEWAY}/models/iris/predict -H 'content-type: application/json' -d '{body}'",
