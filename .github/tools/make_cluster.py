@@ -86,7 +86,10 @@ def helm(name: str, folder: Path) -> list[str]:
 
 def telemetry() -> list[str]:
     """The command that prints the mesh's telemetry, tuned to the labels that the rules use."""
-    unused = [f"--set={name}=unused" for name in ("region", "database.host", "database.master_secret")]
+    unused = [
+        f"--set={name}=unused"
+        for name in ("region", "database.host", "database.master_secret", "database.passwords_version")
+    ]
     chart = str(ADDONS / "charts" / "platform")
     return ["helm", "template", "modelserve-platform", chart, *unused, "--show-only=templates/telemetry.yaml"]
 

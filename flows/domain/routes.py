@@ -10,7 +10,7 @@ PREDICTIONS = r"(predict|v1/models/[^/:]+:predict|v2/models/[^/]+(/versions/[^/]
 """Regular expression for the paths of a model at which its release predicts. Only these are counted when
 releases are compared: what a release says of its jobs, its documentation or its health is no prediction, and
 anybody can ask for it."""
-ASIDE = r"(feedback|batch-predict(/[^/]+(/results)?)?|v2(/.*)?)"
+ASIDE = r"(feedback|batch-predict(/[^/]+(/results)?)?|v1(/.*)?|v2(/.*)?)"
 """The other paths of a model that are for its users. Metrics, documentation and probes are for those who run
 it: the gateway does not know them, in whatever spelling, unless `MODELSERVE_GATEWAY_SHOWS` names them."""
 
