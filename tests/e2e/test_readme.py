@@ -114,4 +114,7 @@ def test_a_model_of_scikit_learn_needs_nothing_by_hand(
     )
     print(f"from model.skops to an answer: {time.monotonic() - begun:.0f} s")
     (answer,) = json.loads(printed.splitlines()[-1])["predictions"]
-    assert answer == pytest.approx(list(model.predict_proba(row)[0]), abs=1e-6)
+    (label,) = [value for value in answer.values() if not isinstance(value, list)]
+    (probabilities,) = [value for value in answer.values() if isinstance(value, list)]
+    assert int(label) == int(model.predict(row)[0])
+    assert probabilities == pytest.approx(list(model.predict_proba(row)[0]), abs=1e-6)
