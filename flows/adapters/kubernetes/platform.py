@@ -105,7 +105,8 @@ class KubernetesPlatform:
         deployments = self._deployments(release.model)
         autoscalers = self._autoscalers.of({MODEL_LABEL: release.model})
         self._refuse_foreign(release, deployments.get(release.name))
-        self._brace(release, deployments, autoscalers)
+        weights = self._weights(release.model)
+        self._brace(release, weights, deployments, autoscalers)
         pin = self._pin(spec, autoscalers.get(release.name))
         deployment, *rest = release_manifests(release, spec, self._cluster, self._skeletons, pin)
         known = deployments.get(release.name)
@@ -117,7 +118,7 @@ class KubernetesPlatform:
         least = max(pin or 0, spec.resources.replicas)
         wanted = least
         if takes_over and spec.resources.autoscaling != "none":
-            wanted = max(least, min(self._giver(release, deployments), spec.resources.max_replicas))
+            wanted = max(least, min(_giver(weights, deployments), spec.resources.max_replicas))
         if replicas_of(applied) < wanted:
             # The autoscaler would do so too once it looks, and takes none away for minutes.
             applied = self._scale(release.name, wanted)
@@ -126,7 +127,8 @@ class KubernetesPlatform:
             manifest["metadata"]["ownerReferences"] = [owner]
             self._apply(manifest)
         self._readiness.wait(release.name, spec.resources.start_seconds, spec.resources.replicas)
-        self._readiness.give_time(release.name, spec.resources.start_seconds, wanted)
+        if wanted > spec.resources.replicas:
+            self._readiness.give_time(release.name, spec.resources.start_seconds, wanted)
 
     def stop(self, release: Release) -> None:
         """Remove the release's objects once no gateway can send it anybody any more.
@@ -267,17 +269,25 @@ class KubernetesPlatform:
                 f"{release.sha256[:12]}); releases are immutable, register a new version"
             )
 
+    def _weights(self, model: str) -> Mapping[str, int]:
+        """Who has which share of the traffic now; nobody where the route is mangled: that must not keep a
+        rollback from starting its target, and `route` overwrites it."""
+        try:
+            return self.routes(model).weights
+        except RouteConflict:
+            return {}
+
     def _brace(
-        self, release: Release, deployments: Mapping[str, Manifest], autoscalers: Mapping[str, Manifest]
+        self,
+        release: Release,
+        weights: Mapping[str, int],
+        deployments: Mapping[str, Manifest],
+        autoscalers: Mapping[str, Manifest],
     ) -> None:
         """Before a canary starts: pin the releases that serve the model, and wake those that sleep.
 
         A release of the route itself may be started to take traffic back: nobody waits for the others then.
         """
-        try:
-            weights = self.routes(release.model).weights
-        except RouteConflict:
-            return  # a mangled route must not keep a rollback from starting its target; route() overwrites it
         returns = release.name in weights
         woken = []
         for name, weight in weights.items():
@@ -309,21 +319,6 @@ class KubernetesPlatform:
             if name in routes.weights and pinned_from(autoscaler) is None:
                 self._autoscalers.pin(autoscaler, replicas_of(deployments[name]))
 
-    def _giver(self, release: Release, deployments: Mapping[str, Manifest]) -> int:
-        """Servers of the largest release that has a share of the model's traffic."""
-        try:
-            weights = self.routes(release.model).weights
-        except RouteConflict:
-            return 0  # see _brace
-        return max(
-            (
-                replicas_of(deployments[name])
-                for name, weight in weights.items()
-                if weight and name in deployments
-            ),
-            default=0,
-        )
-
     def _scale(self, name: str, replicas: int) -> Manifest:
         try:
             return self._api.merge("Deployment", name, {"spec": {"replicas": replicas}})
@@ -342,6 +337,12 @@ class KubernetesPlatform:
         raise DependencyDown(
             f"somebody keeps changing the {manifest['kind']} {name}; stop that and try again"
         )
+
+
+def _giver(weights: Mapping[str, int], deployments: Mapping[str, Manifest]) -> int:
+    """Servers of the largest release that has a share of the model's traffic."""
+    sharing = (name for name, weight in weights.items() if weight and name in deployments)
+    return max((replicas_of(deployments[name]) for name in sharing), default=0)
 
 
 def _releases_in(routes: Routes) -> list[str]:
