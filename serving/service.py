@@ -16,7 +16,7 @@ from serving.access import WRONG_KEYS_PER_SECOND, ApiKeys, Buckets, RateLimit, c
 from serving.cache.cache import RedisCache, pays
 from serving.cache.recent import RecentAnswers
 from serving.encodings import decompressed
-from serving.errors import Problem, RateLimited, StartupError, Unauthorized, Unavailable
+from serving.errors import NotFound, Problem, RateLimited, StartupError, Unauthorized, Unavailable
 from serving.exchange import VERSION_HEADER, Answer, BodyReader, Call, check_json_type, fitting
 from serving.feedback import MOST_BYTES, Feedback, parsed
 from serving.inference.batcher import Batcher
@@ -341,6 +341,12 @@ class Service:
         for index, outcome in zip(good, outcomes, strict=True):
             answers[index] = outcome if isinstance(outcome, Problem) else model.codec.fragments(outcome)[0]
         return answers
+
+    def require_model(self, name: str) -> None:
+        """NotFound unless it is the name of the model that is served."""
+        ours = self.model.spec.name
+        if name != ours:
+            raise NotFound(f"no model {name} here; this server has {ours}")
 
     async def feedback(self, call: Call) -> Answer:
         """POST /feedback: what turned out to be true, for an earlier request."""

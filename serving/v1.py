@@ -9,7 +9,6 @@ from urllib.parse import unquote
 
 import orjson
 
-from serving.errors import NotFound
 from serving.exchange import Answer, Call, Handler, reporting
 from serving.service import Service
 
@@ -50,11 +49,9 @@ class KServe:
 
     def _named(self, call: Call) -> str:
         """The model's name; NotFound when the path has another one."""
-        ours = self._service.model.spec.name
         name = unquote(call.scope["path"].removeprefix(_MODELS).removesuffix(_PREDICT))
-        if name != ours:
-            raise NotFound(f"no model {name} here; this server has {ours}")
-        return ours
+        self._service.require_model(name)
+        return name
 
 
 def is_predict(path: str) -> bool:

@@ -91,7 +91,7 @@ class OpenInference:
 
     async def load(self, call: Call) -> Answer:
         """The model that is here is loaded; any other, or in another way, is not for a client to load."""
-        self._named(_repository_model(call.scope["path"]))
+        self._service.require_model(_repository_model(call.scope["path"]))
         wishes = await self._wishes(call)
         if wishes.parameters:
             named = ", ".join(wishes.parameters)
@@ -101,7 +101,7 @@ class OpenInference:
 
     async def unload(self, call: Call) -> Answer:
         name = _repository_model(call.scope["path"])
-        self._named(name)
+        self._service.require_model(name)
         await self._wishes(call)
         raise Conflict(f"{name} is what this server is for; it leaves when the server is stopped")
 
@@ -151,18 +151,12 @@ class OpenInference:
         service = self._service
         name, version = _model_of(call.scope["path"])
         spec = service.model.spec
-        self._named(name)
+        self._service.require_model(name)
         if version is not None and version != service.settings.version:
             raise NotFound(f"no version {version} of {name} here; this server has {service.settings.version}")
         if self._protocol is None:
             self._protocol = Protocol(spec, service.settings.version)
         return self._protocol
-
-    def _named(self, name: str) -> None:
-        """NotFound unless it is the name of the model."""
-        ours = self._service.model.spec.name
-        if name != ours:
-            raise NotFound(f"no model {name} here; this server has {ours}")
 
     async def _wishes(self, call: Call) -> Wishes:
         """The body of a repository call, which may be empty."""
